@@ -1,0 +1,97 @@
+"""Lines of handwritten digits: real scans, set side by side.
+
+The scans are the 1797 8 × 8 images of `sklearn.datasets.load_digits` (Alpaydin & Kaynak 1998, part
+of the UCI archive), which come with scikit-learn. Each is trimmed to its ink and belongs to one of
+three disjoint sets, so no scan a model is tested on was seen in training. A line holds 3 to 10 of
+them, with gaps from one column of overlap to four columns of paper, a slant of its own, strokes of
+its own darkness, digits that do not keep to the base line, and noise.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+HEIGHT = 10
+"""Rows of a line image: the 8 of a scan and room to move by one up or down."""
+MAX_DIGITS = 10
+WIDTH = 112
+"""Columns of a line image, and so frames; ten digits of eight columns and their gaps fit."""
+CLASSES = 11
+"""The blank, class 0, and the digits: digit d is class d + 1."""
+
+_SIZES = {"train": 1347, "validation": 100, "test": 350}
+_SPLIT_SEED = 20
+
+
+class Lines(NamedTuple):
+    """A batch of line images and what is written on them."""
+
+    images: np.ndarray
+    """[B, WIDTH, HEIGHT], column by column; ink is 1, paper 0, noise on both."""
+    image_paddings: np.ndarray
+    """[B, WIDTH], True behind the end of the line."""
+    labels: np.ndarray
+    """[B, MAX_DIGITS], digit + 1; 0 where padded."""
+    label_paddings: np.ndarray
+    """[B, MAX_DIGITS]."""
+
+
+class Scans(NamedTuple):
+    """Trimmed digit images and the digits they show."""
+
+    images: list[np.ndarray]
+    """Each [8, 3 to 8], ink in [0, 1]."""
+    digits: np.ndarray
+
+
+def load_scans(split: str) -> Scans:
+    """The scans of "train", "validation" or "test"; no scan is in two of them."""
+    data = load_digits()
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(data.target))
+    edges = np.cumsum([0, *_SIZES.values()])
+    place = list(_SIZES).index(split)
+    chosen = order[edges[place] : edges[place + 1]]
+    return Scans([_trim(data.images[index] / 16) for index in chosen], data.target[chosen])
+
+
+def make_lines(scans: Scans, count: int, rng: np.random.Generator) -> Lines:
+    """Writes `count` random lines."""
+    images = np.zeros((count, HEIGHT, WIDTH), np.float32)
+    lengths = rng.integers(3, MAX_DIGITS + 1, count)
+    widths = np.empty(count, np.int64)
+    labels = np.zeros((count, MAX_DIGITS), np.int32)
+    for line in range(count):
+        chosen = rng.integers(len(scans.images), size=lengths[line])
+        widths[line] = _write([scans.images[index] for index in chosen], images[line], rng)
+        labels[line, : lengths[line]] = scans.digits[chosen] + 1
+    images *= rng.uniform(0.7, 1.0, (count, 1, 1)).astype(np.float32)
+    images += 0.08 * rng.standard_normal(images.shape, np.float32)
+    return Lines(
+        np.swapaxes(images, 1, 2),
+        np.arange(WIDTH) >= widths[:, None],
+        labels,
+        np.arange(MAX_DIGITS) >= lengths[:, None],
+    )
+
+
+def _trim(image: np.ndarray) -> np.ndarray:
+    inked = np.flatnonzero(image.max(axis=0) > 0.2)
+    return image[:, inked[0] : inked[-1] + 1]
+
+
+def _write(digits: list[np.ndarray], paper: np.ndarray, rng: np.random.Generator) -> int:
+    """Sets the digits on the paper and returns the column where the line ends."""
+    slant = rng.uniform(-0.3, 0.3)
+    # Rows lean from the base line; the margin keeps the first digit on the paper.
+    lean = np.round(slant * np.arange(4, 4 - HEIGHT, -1)).astype(int)
+    margin = 2
+    column = margin + int(rng.integers(0, 4))
+    tops = rng.integers(0, HEIGHT - 8 + 1, len(digits))
+    gaps = rng.integers(-1, 5, len(digits))
+    for digit, top, gap in zip(digits, tops, gaps, strict=True):
+        rows = np.arange(top, top + 8)[:, None]
+        place = rows, column + lean[rows] + np.arange(digit.shape[1])
+        paper[place] = np.maximum(paper[place], digit)
+        column += digit.shape[1] + gap
+    return min(column - int(gaps[-1]) + margin + int(rng.integers(0, 4)), WIDTH)

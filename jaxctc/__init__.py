@@ -1,0 +1,54 @@
+"""Connectionist Temporal Classification (CTC) in JAX, as pure functions of arrays.
+
+Every function works under `jit`, `vmap`, `grad` and `jvp`, and takes any number of leading batch
+axes, none included. The first arguments are always `(logits, logit_paddings, labels,
+label_paddings)`; options are keyword-only; more than one result is a NamedTuple.
+
+Axis letters, everywhere:
+
+    B   batch, any number of leading axes
+    T   frames
+    K   classes, the blank included
+    N   labels
+    S   lattice states, 2 N + 1
+    W   beam
+    L   places for decoded labels
+
+Losses and scores are in nats, times in frames, distances in tokens. A padding is nonzero where an
+entry is not in use, and may sit anywhere.
+"""
+
+from jaxctc.decoding import Hypotheses, greedy_decode
+from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts
+from jaxctc.lattice import collapse
+from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
+from jaxctc.padding import (
+    is_feasible,
+    label_paddings_from,
+    lengths_to_paddings,
+    paddings_to_lengths,
+    required_frames,
+    validate,
+)
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ErrorCounts",
+    "ErrorRate",
+    "Hypotheses",
+    "LossAndForwardProbs",
+    "cer",
+    "collapse",
+    "ctc_loss",
+    "ctc_loss_with_forward_probs",
+    "edit_distance",
+    "error_counts",
+    "greedy_decode",
+    "is_feasible",
+    "label_paddings_from",
+    "lengths_to_paddings",
+    "paddings_to_lengths",
+    "required_frames",
+    "validate",
+]

@@ -1,0 +1,136 @@
+"""What a call must look like, checked at trace time: the only place that words errors.
+
+Shapes, dtypes and static arguments can be checked while JAX traces, so a mistake in one of
+them raises `ValueError` before anything runs. What only the data can show (a label that does
+not exist, too few frames) cannot raise under `jit`; it gets a documented value instead, and
+`jaxctc.validate` to find it on the host.
+"""
+
+import operator
+from typing import Any, NamedTuple, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.errors import ConcretizationTypeError
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+
+class CtcInputs(NamedTuple):
+    """The four arguments every CTC function starts with, checked and in one form."""
+
+    logits: Float[Array, "*B T K"]
+    is_frame: Bool[Array, "*B T"]
+    labels: Int[Array, "*B N"]
+    """Class ids as int32; an id that int32 cannot hold has become -1, which is no class."""
+    is_label: Bool[Array, "*B N"]
+
+
+def fail(function: str, argument: str, requirement: str, got: Any, remedy: str = "") -> NoReturn:
+    """Raises the one kind of error message this library has."""
+    message = f"{function}: {argument} must {requirement}; got {got}."
+    raise ValueError(f"{message} {remedy}".rstrip())
+
+
+def ctc_inputs(
+    function: str,
+    logits: ArrayLike,
+    logit_paddings: ArrayLike | None,
+    labels: ArrayLike,
+    label_paddings: ArrayLike | None,
+) -> CtcInputs:
+    """Checks the four arguments against each other, naming `function` in every message."""
+    scores = class_scores(function, "logits", logits)
+    batch, frames = scores.shape[:-2], scores.shape[-2]
+    ids = class_ids(function, "labels", labels)
+    if ids.shape[:-1] != batch:
+        remedy = ""
+        if ids.shape == scores.shape or ids.ndim == scores.ndim:
+            remedy = "Labels are class ids, not one-hot rows: see jnp.argmax(labels, axis=-1)."
+        elif scores.ndim == 3 and ids.shape[0] == scores.shape[1]:
+            remedy = "If logits are time-major [T, B, K], pass jnp.swapaxes(logits, 0, 1)."
+        requirement = f"have shape [*B, N] with *B = {batch}, as in logits {scores.shape}"
+        fail(function, "labels", requirement, ids.shape, remedy)
+    return CtcInputs(
+        scores,
+        ~paddings(function, "logit_paddings", logit_paddings, (*batch, frames)),
+        ids,
+        ~paddings(function, "label_paddings", label_paddings, ids.shape),
+    )
+
+
+def class_scores(function: str, argument: str, scores: ArrayLike) -> Float[Array, "*B T K"]:
+    """Scores over classes as a floating array of rank two or more."""
+    array = jnp.asarray(scores)
+    if array.ndim < 2:
+        remedy = "One example has shape [T, K]."
+        fail(function, argument, "have shape [*B, T, K]", array.shape, remedy)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(jnp.float32)
+    fail(function, argument, "be real numbers", array.dtype)
+
+
+def token_ids(function: str, argument: str, ids: ArrayLike) -> Int[Array, "*B N"]:
+    """Integers of any width, of rank one or more."""
+    array = jnp.asarray(ids)
+    if array.size == 0 and not jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.int32)  # an empty Python list arrives as floats
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        remedy = "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest."
+        fail(function, argument, "be integers", array.dtype, remedy)
+    if array.ndim < 1:
+        fail(function, argument, "have shape [*B, N]", array.shape)
+    return array
+
+
+def class_ids(function: str, argument: str, ids: ArrayLike) -> Int[Array, "*B N"]:
+    """Ids as int32; what int32 cannot hold becomes -1, never another class."""
+    array = token_ids(function, argument, ids)
+    largest = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(array.dtype).max <= largest:
+        return array.astype(jnp.int32)
+    held = (array >= 0) & (array <= jnp.asarray(largest, array.dtype))
+    return jnp.where(held, array.astype(jnp.int32), jnp.asarray(-1, jnp.int32))
+
+
+def paddings(
+    function: str, argument: str, values: ArrayLike | None, shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
+    """Paddings of any dtype as booleans (nonzero = padded); None pads nothing."""
+    if values is None:
+        return jnp.zeros(shape, bool)
+    array = jnp.asarray(values)
+    if array.shape != shape:
+        remedy = "One value per position: 0 = in use, 1 = padded."
+        if array.shape == shape[:-1]:
+            remedy = f"For lengths, pass lengths_to_paddings(lengths, {shape[-1]})."
+        fail(function, argument, f"have shape {shape}", array.shape, remedy)
+    return array.astype(bool)
+
+
+def static_int(function: str, argument: str, value: Any) -> int:
+    """A Python integer, known while tracing."""
+    try:
+        return operator.index(value)
+    except (TypeError, ConcretizationTypeError):
+        remedy = "Under jit, mark it static (static_argnames) or close over it."
+        fail(function, argument, "be a static integer", _kind(value), remedy)
+
+
+def class_id(function: str, argument: str, value: Any, classes: int) -> int:
+    """A static class id; a negative one counts from the last class."""
+    index = static_int(function, argument, value)
+    if not -classes <= index < classes:
+        requirement = f"be a class id in [{-classes}, {classes})"
+        remedy = f"There are K = {classes} classes, the blank included."
+        fail(function, argument, requirement, index, remedy)
+    return index % classes
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Array | np.ndarray):
+        return f"an array of {value.dtype}{list(value.shape)}"
+    return f"{value!r} of type {type(value).__name__}"

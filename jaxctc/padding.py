@@ -1,0 +1,275 @@
+"""Lengths, paddings and what fits: ragged sequences in rectangular arrays.
+
+A padding is 1 (or True) where an entry is *not* in use, as in optax. Padded entries may sit
+anywhere: every function of this library behaves as if they were not there.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc import _checks
+
+
+def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[Array, "*B L"]:
+    """Paddings of right-padded sequences: True from position `lengths` on.
+
+    Args:
+      lengths: how many entries of each sequence are in use.
+      max_length: static size `L` of the padded axis. A longer length uses all of it.
+
+    Returns:
+      Booleans, True where padded.
+
+    Raises:
+      ValueError: if `lengths` are not integers or `max_length` is not a static integer.
+
+    Example:
+      >>> lengths_to_paddings(jnp.array([1, 3]), 3).astype(int).tolist()
+      [[0, 1, 1], [0, 0, 0]]
+    """
+    counts = jnp.asarray(lengths)
+    if not jnp.issubdtype(counts.dtype, jnp.integer):
+        _checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype)
+    size = _checks.static_int("lengths_to_paddings", "max_length", max_length)
+    positions = jnp.arange(size, dtype=jnp.int32)
+    return jnp.expand_dims(positions, range(counts.ndim)) >= counts.astype(jnp.int32)[..., None]
+
+
+def paddings_to_lengths(paddings: Shaped[ArrayLike, "*B L"]) -> Int[Array, "*B"]:
+    """Number of entries in use, counted in int32 whatever the dtype of the paddings.
+
+    Args:
+      paddings: nonzero where padded, of any dtype (a bfloat16 sum would miscount past 256).
+
+    Returns:
+      Counts in int32. They are lengths in the usual sense when the padding is on the right.
+
+    Raises:
+      ValueError: if `paddings` has no axis.
+
+    Example:
+      >>> paddings_to_lengths(jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])).tolist()
+      [1, 3]
+    """
+    array = jnp.asarray(paddings)
+    if array.ndim < 1:
+        _checks.fail("paddings_to_lengths", "paddings", "have shape [*B, L]", array.shape)
+    return jnp.sum(~array.astype(bool), axis=-1, dtype=jnp.int32)
+
+
+def label_paddings_from(
+    labels: Int[ArrayLike, "*B N"], *, padding: Literal["negative"] | int = "negative"
+) -> Bool[Array, "*B N"]:
+    """Label paddings from the labels themselves, where a sentinel id marks the padding.
+
+    Args:
+      labels: class ids, with a sentinel where nothing stands.
+      padding: "negative" takes every negative id for padding (-1, -100, …); an integer takes
+        that id alone.
+
+    Returns:
+      Booleans, True where padded.
+
+    Raises:
+      ValueError: if `labels` are not integers or `padding` is neither of the two.
+
+    Example:
+      >>> label_paddings_from(jnp.array([3, 1, -1])).astype(int).tolist()
+      [0, 0, 1]
+      >>> label_paddings_from(jnp.array([3, 1, 0]), padding=0).astype(int).tolist()
+      [0, 0, 1]
+    """
+    ids = _checks.class_ids("label_paddings_from", "labels", labels)
+    if padding == "negative":
+        return ids < 0
+    if isinstance(padding, str):
+        requirement = 'be "negative" or a class id'
+        _checks.fail("label_paddings_from", "padding", requirement, repr(padding))
+    return ids == _checks.static_int("label_paddings_from", "padding", padding)
+
+
+def required_frames(
+    labels: Int[ArrayLike, "*B N"], label_paddings: Shaped[ArrayLike, "*B N"] | None = None
+) -> Int[Array, "*B"]:
+    """Fewest frames that can carry the labels: one each, and a blank between equal neighbours.
+
+    Args:
+      labels: class ids.
+      label_paddings: nonzero where padded; None pads nothing.
+
+    Returns:
+      `N + (adjacent repeats)` over the labels in use, in frames; 0 for empty labels.
+
+    Raises:
+      ValueError: if `labels` are not integers or the shapes differ.
+
+    Example:
+      "aab" needs a blank between its two a's:
+
+      >>> int(required_frames(jnp.array([1, 1, 2])))
+      4
+
+    References:
+      Graves et al. 2006, "Connectionist temporal classification", section 3.1.
+    """
+    ids = _checks.class_ids("required_frames", "labels", labels)
+    padded = _checks.paddings("required_frames", "label_paddings", label_paddings, ids.shape)
+    packed = pack_left(ids, ~padded)
+    count = paddings_to_lengths(padded)
+    return count + jnp.sum(is_repeat(packed, count), axis=-1, dtype=jnp.int32)
+
+
+def is_feasible(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+) -> Bool[Array, "*B"]:
+    """True where some alignment exists: enough frames, and every label a class but the blank.
+
+    Where it is False the loss is `inf` (or what `ctc_loss` was asked to put there) and its
+    gradient is zero. Only the shape of `logits` is read: a class masked with -inf can make a
+    pair infeasible that this function passes.
+
+    Args:
+      logits: scores over classes; only their shape matters.
+      logit_paddings: nonzero where padded; None pads nothing.
+      labels: class ids.
+      label_paddings: nonzero where padded; None pads nothing.
+      blank_id: static class id of the blank; a negative one counts from the last class.
+
+    Returns:
+      One boolean per example.
+
+    Raises:
+      ValueError: if shapes disagree or `blank_id` is not a class.
+
+    Example:
+      >>> is_feasible(jnp.zeros((3, 4)), None, jnp.array([1, 1]), None).item()
+      True
+      >>> is_feasible(jnp.zeros((2, 4)), None, jnp.array([1, 1]), None).item()
+      False
+    """
+    inputs = _checks.ctc_inputs("is_feasible", logits, logit_paddings, labels, label_paddings)
+    classes = inputs.logits.shape[-1]
+    blank = _checks.class_id("is_feasible", "blank_id", blank_id, classes)
+    exists = is_emittable(inputs.labels, classes, blank) | ~inputs.is_label
+    frames = paddings_to_lengths(~inputs.is_frame)
+    enough = required_frames(inputs.labels, ~inputs.is_label) <= frames
+    return enough & jnp.all(exists, axis=-1)
+
+
+def validate(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+) -> None:
+    """Raises for the first example whose data would make its loss infinite or NaN.
+
+    For the host, outside `jit`: it looks at values. Returns None when all is well.
+
+    Args:
+      logits: scores over classes.
+      logit_paddings: nonzero where padded; None pads nothing.
+      labels: class ids.
+      label_paddings: nonzero where padded; None pads nothing.
+      blank_id: static class id of the blank; a negative one counts from the last class.
+
+    Raises:
+      ValueError: if shapes disagree or `blank_id` is not a class; if a label in use is the
+        blank or no class at all; if there are fewer frames than the labels require; if a
+        frame in use holds NaN or +inf. The message names the example.
+
+    Example:
+      >>> validate(jnp.zeros((1, 2, 4)), None, jnp.array([[3, 3]]), None)
+      Traceback (most recent call last):
+      ...
+      ValueError: validate: labels of example 0 must fit into its frames; got 2 frames for \
+labels that require 3. Repeated labels need a blank between them: see required_frames.
+    """
+    inputs = _checks.ctc_inputs("validate", logits, logit_paddings, labels, label_paddings)
+    if any(isinstance(array, jax.core.Tracer) for array in inputs):
+        remedy = "Under jit use is_feasible, which returns booleans."
+        _checks.fail("validate", "its arguments", "be concrete arrays", "tracers", remedy)
+    classes = inputs.logits.shape[-1]
+    blank = _checks.class_id("validate", "blank_id", blank_id, classes)
+    _validate_ids(inputs, classes, blank)
+
+    required = np.asarray(required_frames(inputs.labels, ~inputs.is_label))
+    frames = np.asarray(paddings_to_lengths(~inputs.is_frame))
+    for example in _first(required > frames):
+        got = f"{frames[example]} frames for labels that require {required[example]}"
+        remedy = "Repeated labels need a blank between them: see required_frames."
+        where = f"labels{_of(example)}"
+        _checks.fail("validate", where, "fit into its frames", got, remedy)
+
+    scores = np.asarray(inputs.logits).astype(np.float64)
+    broken = ~(scores < np.inf) & np.asarray(inputs.is_frame)[..., None]
+    for *example, frame, column in _first(broken):
+        got = f"{scores[(*example, frame, column)]} at frame {frame}, class {column}"
+        remedy = "The loss of this example is NaN."
+        requirement = "be finite or -inf in the frames in use"
+        _checks.fail("validate", f"logits{_of(example)}", requirement, got, remedy)
+
+
+def _validate_ids(inputs: _checks.CtcInputs, classes: int, blank: int) -> None:
+    ids = np.asarray(inputs.labels)
+    wrong = np.asarray(inputs.is_label & ~is_emittable(inputs.labels, classes, blank))
+    for *example, position in _first(wrong):
+        got = f"{ids[(*example, position)]} at position {position}"
+        remedy = "If this entry is padding, say so in label_paddings (see label_paddings_from)."
+        requirement = f"be class ids in [0, {classes}) other than the blank {blank}"
+        _checks.fail("validate", f"labels{_of(example)}", requirement, got, remedy)
+
+
+def _first(faults: np.ndarray) -> list[tuple[int, ...]]:
+    """Index of the first fault, or nothing."""
+    return [tuple(int(i) for i in index) for index in np.argwhere(faults)[:1]]
+
+
+def _of(example: tuple[int, ...] | list[int]) -> str:
+    return f" of example {', '.join(map(str, example))}" if example else ""
+
+
+# What the rest of the library builds on; not re-exported.
+
+
+def is_emittable(ids: Int[Array, "*B N"], classes: int, blank: int) -> Bool[Array, "*B N"]:
+    """True for an id that a frame can emit as a label: a class other than the blank."""
+    return (ids >= 0) & (ids < classes) & (ids != blank)
+
+
+def is_repeat(packed: Int[Array, "*B N"], count: Int[Array, "*B"]) -> Bool[Array, "*B N"]:
+    """True for a label in use that equals the one before it; labels packed to the left."""
+    same = packed[..., 1:] == packed[..., :-1]
+    same = jnp.concatenate([jnp.zeros_like(packed[..., :1], bool), same], axis=-1)
+    return same & ~lengths_to_paddings(count, packed.shape[-1])
+
+
+def pack_left(values: Shaped[Array, "*B L"], keep: Bool[Array, "*B L"], fill: int | float = 0):
+    """Moves the kept entries to the front, in their order, and fills up behind them.
+
+    One scatter per example, to places that never collide: the same bits on every run, and no
+    index over the batch that would make a sharded call gather it.
+    """
+    return scatter_in_order(values, keep, jnp.cumsum(keep, axis=-1, dtype=jnp.int32) - 1, fill)
+
+
+@functools.partial(jnp.vectorize, signature="(l),(l),(l)->(l)", excluded=(3,))
+def scatter_in_order(values, keep, places, fill):
+    """`out[places[i]] = values[i]` for the kept `i`; `fill` elsewhere."""
+    size = values.shape[0]
+    places = jnp.where(keep, places, jnp.asarray(size, places.dtype))
+    return jnp.full_like(values, fill).at[places].set(values, mode="drop", unique_indices=False)

@@ -1,0 +1,469 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import CASES, IDS, NARROW, batch_of
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import assert_close
+
+from jaxctc import ctc_loss, ctc_loss_with_forward_probs
+
+OPTIONS = ("blank_id", "logits_normalized", "max_approx", "zero_infinity")
+
+
+@functools.partial(jax.jit, static_argnames=OPTIONS)
+def loss_and_gradient(logits, logit_paddings, labels, label_paddings, **options):
+    """Of each example on its own: a sum would mix a NaN into the neighbours."""
+    loss, pullback = jax.vjp(
+        lambda logits: ctc_loss(logits, logit_paddings, labels, label_paddings, **options), logits
+    )
+    return loss, *pullback(jnp.ones_like(loss))
+
+
+loss_of = jax.jit(ctc_loss, static_argnames=OPTIONS)
+forward_probs = jax.jit(
+    ctc_loss_with_forward_probs, static_argnames=("blank_id", "logits_normalized")
+)
+
+
+def every_sequence(classes, blank, longest):
+    """All label sequences up to a length, as padded ids."""
+    labels = [k for k in range(classes) if k != blank]
+    for count in range(longest + 1):
+        yield from itertools.product(labels, repeat=count)
+
+
+def padded(sequences, width):
+    ids = np.full((len(sequences), width), -1, np.int32)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+    return ids, ids < 0
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("frames", range(6))
+@pytest.mark.parametrize(("classes", "blank"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+class TestEveryPath:
+    """All T ≤ 5, K ≤ 3 and all label sequences, one too long included, by enumeration."""
+
+    def example(self, frames, classes, blank):
+        sequences = list(every_sequence(classes, blank, frames + 1))
+        logits = np.random.default_rng(frames).normal(size=(frames, classes)) * 2
+        logits = logits.astype(np.float32)
+        batch = np.broadcast_to(logits, (len(sequences), *logits.shape))
+        labels, label_paddings = padded(sequences, frames + 1)
+        return (batch, None, labels, label_paddings), sequences, oracles.log_softmax(logits)
+
+    def test_loss_and_gradient(self, frames, classes, blank):
+        arguments, sequences, log_probs = self.example(frames, classes, blank)
+        loss, gradient = loss_and_gradient(*arguments, blank_id=blank)
+        truths = [oracles.enumerate_paths(log_probs, labels, blank) for labels in sequences]
+        assert_close(loss, [truth.loss for truth in truths])
+        expected = [
+            (np.exp(log_probs) - truth.occupancies) * np.isfinite(truth.loss) for truth in truths
+        ]
+        assert_close(gradient, expected)
+
+    def test_best_path(self, frames, classes, blank):
+        arguments, sequences, log_probs = self.example(frames, classes, blank)
+        loss, gradient = loss_and_gradient(*arguments, blank_id=blank, max_approx=True)
+        truths = [oracles.enumerate_paths(log_probs, labels, blank) for labels in sequences]
+        assert_close(loss, [truth.best_loss for truth in truths])
+        for truth, slope in zip(truths, gradient, strict=True):
+            for path in truth.best_paths:
+                assert_close(slope, np.exp(log_probs) - np.eye(classes)[list(path)])
+            if not truth.best_paths:
+                np.testing.assert_array_equal(slope, 0)
+
+    def test_forward_probs(self, frames, classes, blank):
+        arguments, sequences, log_probs = self.example(frames, classes, blank)
+        loss, in_blank, in_label = forward_probs(*arguments, blank_id=blank)
+        np.testing.assert_array_equal(loss, loss_of(*arguments, blank_id=blank))
+        for row, labels in enumerate(sequences):
+            true_blank, true_label = oracles.forward_rows(log_probs, labels, blank)
+            count = len(labels)
+            assert_close(in_blank[:, row, : count + 1], true_blank)
+            assert_close(in_label[:, row, :count], true_label)
+            assert np.all(np.isneginf(in_blank[:, row, count + 1 :]))
+            assert np.all(np.isneginf(in_label[:, row, count:]))
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_in_float64_out():
+    logits = np.random.default_rng(1).normal(size=(6, 4)) * 3
+    log_probs = oracles.log_softmax(logits)
+    for labels in [(), (1,), (1, 1), (3, 2, 3), (1, 1, 1)]:
+        arguments = (logits, None, np.array(labels, np.int32), None)
+        loss, gradient = loss_and_gradient(*arguments)
+        truth = oracles.enumerate_paths(log_probs, labels)
+        assert loss.dtype == gradient.dtype == jnp.float64
+        assert_close(loss, truth.loss)
+        assert_close(gradient, np.exp(log_probs) - truth.occupancies)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+class TestContract:
+    """Each awkward input, alone: value and gradient."""
+
+    def test_loss(self, case):
+        loss, _ = loss_and_gradient(*case.arguments, blank_id=case.blank_id)
+        if case.kind == "nan":
+            assert np.isnan(loss)
+        else:
+            assert_close(loss, case.truth().loss)
+            assert np.isinf(loss) == (case.kind == "infeasible")
+            assert loss >= 0
+
+    def test_gradient(self, case):
+        _, gradient = loss_and_gradient(*case.arguments, blank_id=case.blank_id)
+        padding, frames = gradient[~case.frames_in_use], gradient[case.frames_in_use]
+        np.testing.assert_array_equal(padding, 0)
+        if case.kind == "nan":
+            assert np.isnan(frames).all()
+        elif case.kind == "infeasible":
+            np.testing.assert_array_equal(frames, 0)
+        else:
+            softmax = np.exp(oracles.log_softmax(case.logits[case.frames_in_use]))
+            assert_close(frames, softmax - case.truth().occupancies)
+
+
+# The rest of the contract meets the cases in one batch per blank, which compiles once.
+BATCHES = {
+    blank_id: [case for case in CASES if case.blank_id == blank_id]
+    for blank_id in sorted({case.blank_id for case in CASES})
+}
+
+
+@pytest.mark.parametrize(("blank_id", "cases"), BATCHES.items(), ids=map(str, BATCHES))
+class TestContractInABatch:
+    def test_normalized(self, blank_id, cases):
+        """Scores as they are: no softmax, and only the columns of the labels count."""
+        loss, gradient = loss_and_gradient(
+            *batch_of(cases), blank_id=blank_id, logits_normalized=True
+        )
+        for row, case in enumerate(cases):
+            frames, classes = case.logits.shape
+            needed = {*case.labels[case.labels_in_use].tolist(), case.blank}
+            needed = sorted(k for k in needed if 0 <= k < classes)
+            slope = gradient[row, :frames, :classes]
+            np.testing.assert_array_equal(slope[~case.frames_in_use], 0, err_msg=case.name)
+            if not (case.logits[case.frames_in_use][:, needed] < np.inf).all():
+                assert np.isnan(loss[row]), case.name
+                continue
+            truth = case.truth(logits_normalized=True)
+            assert_close(loss[row], truth.loss, err_msg=case.name)
+            # An occupancy is a share of e^-loss, so its error grows with the loss.
+            rtol = 1e-5 * max(1, np.nan_to_num(abs(truth.loss), posinf=0) / 100)
+            occupancies = -slope[case.frames_in_use]
+            assert_close(occupancies, truth.occupancies, rtol=rtol, err_msg=case.name)
+
+    @pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
+    def test_narrow_floats(self, blank_id, cases, dtype):
+        """Computed in float32 from the rounded logits; only the gradient is rounded again."""
+        logits, *rest = batch_of(cases)
+        logits = jnp.asarray(logits).astype(dtype)
+        loss, gradient = loss_and_gradient(logits, *rest, blank_id=blank_id)
+        wide = loss_and_gradient(logits.astype(jnp.float32), *rest, blank_id=blank_id)
+        assert (loss.dtype, gradient.dtype) == (jnp.float32, dtype)
+        assert_close(loss, np.asarray(wide[0]))
+        np.testing.assert_allclose(
+            gradient.astype(jnp.float32), wide[1], rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-6
+        )
+        np.testing.assert_array_equal(np.asarray(gradient)[wide[1] == 0], 0)
+
+    def test_infeasible_values(self, blank_id, cases):
+        arguments = batch_of(cases)
+        where = np.array([case.kind == "infeasible" for case in cases])
+        loss, gradient = loss_and_gradient(*arguments, blank_id=blank_id)
+        for value, options in [(0, {"zero_infinity": True}), (1e5, {"log_epsilon": -1e5})]:
+            other, slope = loss_and_gradient(*arguments, blank_id=blank_id, **options)
+            np.testing.assert_array_equal(other, np.where(where, np.float32(value), loss))
+            np.testing.assert_array_equal(slope, gradient)
+
+    def test_no_nan_on_the_way(self, blank_id, cases):
+        arguments = batch_of([case for case in cases if case.kind != "nan"])
+        with jax.debug_nans(True):
+            loss_and_gradient(*arguments, blank_id=blank_id)
+            forward_probs(*arguments, blank_id=blank_id)
+
+
+BLANK_FIRST = [case for case in BATCHES[0] if case.kind != "nan"]
+
+
+@pytest.mark.smoke
+def test_padded_batch_equals_each_alone():
+    arguments = batch_of(BLANK_FIRST)
+    losses, gradients = loss_and_gradient(*arguments)
+    for row, case in enumerate(BLANK_FIRST):
+        loss, gradient = loss_and_gradient(*case.arguments)
+        frames, classes = case.logits.shape
+        assert_close(losses[row], loss, err_msg=case.name)
+        assert_close(gradients[row, :frames, :classes], gradient, err_msg=case.name)
+        np.testing.assert_array_equal(gradients[row, frames:], 0)
+
+
+def test_a_broken_example_leaves_its_neighbours_alone():
+    broken = [case for case in CASES if case.blank == 0 and case.kind == "nan"]
+    mixed = batch_of(BLANK_FIRST + broken)
+    loss, gradient = loss_and_gradient(*mixed)
+    count = len(BLANK_FIRST)
+    assert np.isnan(loss[count:]).all()
+    for part, alone in zip((loss, gradient), loss_and_gradient(*batch_of(BLANK_FIRST)), strict=True):
+        assert not np.isnan(part[:count]).any()
+        np.testing.assert_array_equal(part[(slice(count), *map(slice, alone.shape[1:]))], alone)
+
+
+def test_same_inputs_same_bits():
+    arguments = batch_of(BLANK_FIRST)
+    for first, second in zip(
+        loss_and_gradient(*arguments), loss_and_gradient(*arguments), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3), (2, 0), (2, 1, 2)], ids=str)
+def test_any_number_of_batch_axes(batch, rng):
+    logits = rng.normal(size=(*batch, 7, 5)).astype(np.float32)
+    labels = rng.integers(1, 5, size=(*batch, 3))
+    loss, gradient = loss_and_gradient(logits, None, labels, None)
+    _, in_blank, in_label = forward_probs(logits, None, labels, None)
+    assert (loss.shape, gradient.shape) == (batch, logits.shape)
+    assert (in_blank.shape, in_label.shape) == ((7, *batch, 4), (7, *batch, 3))
+    for index in np.ndindex(*batch):
+        assert_close(loss[index], loss_of(logits[index], None, labels[index], None))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.float32, jnp.bfloat16])
+def test_paddings_of_any_dtype_are_counted_exactly(dtype):
+    """300 labels of which 43 are in use: a bfloat16 sum of paddings makes it 44."""
+    logits = np.zeros((100, 3), np.float32)
+    labels = np.tile([1, 2], 150)
+    label_paddings = (np.arange(300) >= 43).astype(dtype)
+    logit_paddings = np.zeros(100, dtype)
+    loss = loss_of(logits, logit_paddings, labels, label_paddings)
+    assert_close(loss, np.asarray(loss_of(logits, None, labels[:43], None)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32])
+def test_ids_beyond_int32_are_no_other_class(dtype):
+    labels = np.array([2**32 + 1 if dtype != np.uint32 else 2**32 - 1, 2], dtype)
+    assert ctc_loss(np.zeros((5, 4), np.float32), None, labels, None) == np.inf
+
+
+def test_padded_rows_repeat_the_row_before(rng):
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    paddings = np.array([1, 0, 0, 1, 0, 1])
+    loss, in_blank, in_label = forward_probs(logits, paddings, np.array([1, 2]), None)
+    alone = forward_probs(logits[paddings == 0], None, np.array([1, 2]), None)
+    assert loss == alone.loss
+    np.testing.assert_array_equal(in_blank[0], [0, -np.inf, -np.inf])
+    np.testing.assert_array_equal(in_label[0], [-np.inf, -np.inf])
+    for rows, packed in ((in_blank, alone.logalpha_blank), (in_label, alone.logalpha_nonblank)):
+        np.testing.assert_array_equal(rows[1:], packed[np.array([0, 1, 1, 2, 2])])
+
+
+def test_log_epsilon_stands_for_log_zero_in_rows_and_may_be_traced():
+    arguments = (jnp.zeros((2, 3)), None, jnp.array([1, 2]), None)
+    default = ctc_loss_with_forward_probs(*arguments)
+    marked = jax.jit(lambda e: ctc_loss_with_forward_probs(*arguments, log_epsilon=e))(-1e5)
+    for plain, finite in zip(default, marked, strict=True):
+        np.testing.assert_array_equal(finite, np.where(np.isneginf(plain), -1e5, plain))
+    assert np.isneginf(default.logalpha_blank[0, 1])
+
+
+def test_rows_of_a_broken_example_are_nan():
+    logits = jnp.zeros((3, 4)).at[2, 1].set(jnp.nan)
+    for part in ctc_loss_with_forward_probs(logits, None, jnp.array([1, 2]), None):
+        assert np.isnan(part).all()
+
+
+def test_confident_loss_keeps_its_gradient():
+    """The clamp at 0 must not cut the gradient off (optax issue 1771)."""
+    logits = jnp.array([[0.0, 17.0], [0.0, 17.0]])
+    loss, gradient = loss_and_gradient(logits, None, jnp.array([1]), None)
+    assert 0 <= loss <= 1e-7
+    nearly = jnp.array([[0.0, 9.0], [0.0, 9.0]])
+    _, gradient = loss_and_gradient(nearly, None, jnp.array([1]), None)
+    log_probs = oracles.log_softmax(nearly)
+    truth = np.exp(log_probs) - oracles.enumerate_paths(log_probs, [1]).occupancies
+    np.testing.assert_allclose(gradient, truth, atol=1e-7)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([0.1, 1, 5, 30]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+)
+def test_never_negative(seed, scale, dtype):
+    """Logits that spell the labels, each with a large margin."""
+    rng = np.random.default_rng(seed)
+    path = np.repeat(rng.integers(0, 4, 12), 2)
+    logits = jnp.asarray(scale * (rng.normal(size=(24, 4)) + 8 * np.eye(4)[path])).astype(dtype)
+    labels = oracles.collapse(path) or (1,)
+    labels, label_paddings = padded([labels], 24)
+    assert loss_of(logits, None, labels[0], label_paddings[0]) >= 0
+
+
+examples = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@given(rng=examples)
+def test_reversing_time_and_labels_changes_nothing(rng):
+    logits = rng.normal(size=(12, 5)).astype(np.float32) * 3
+    labels = rng.integers(1, 5, size=4)
+    there, slope = loss_and_gradient(logits, None, labels, None)
+    back, reverse_slope = loss_and_gradient(logits[::-1], None, labels[::-1], None)
+    assert_close(there, np.asarray(back))
+    assert_close(slope, np.asarray(reverse_slope)[::-1])
+
+
+@given(rng=examples)
+def test_renaming_classes_changes_nothing(rng):
+    logits = rng.normal(size=(12, 5)).astype(np.float32) * 3
+    labels = rng.integers(1, 5, size=4)
+    names = rng.permutation(5)
+    renamed = logits[:, np.argsort(names)]
+    loss = loss_of(renamed, None, names[labels], None, blank_id=int(names[0]))
+    assert_close(loss, np.asarray(loss_of(logits, None, labels, None)))
+
+
+@given(rng=examples)
+def test_padding_anywhere_changes_nothing(rng):
+    """Frames and labels with rubbish strewn between them, value and gradient."""
+    logits = rng.normal(size=(8, 4)).astype(np.float32)
+    labels = rng.integers(1, 4, size=3)
+    loss, gradient = loss_and_gradient(logits, None, labels, None)
+    frames = np.sort(rng.choice(13, 8, replace=False))
+    places = np.sort(rng.choice(6, 3, replace=False))
+    strewn = np.full((13, 4), np.nan, np.float32)
+    strewn[frames] = logits
+    ids = rng.integers(-9, 9, size=6)
+    ids[places] = labels
+    no_frame, no_label = np.ones(13), np.ones(6)
+    no_frame[frames] = no_label[places] = 0
+    strewn_loss, strewn_gradient = loss_and_gradient(strewn, no_frame, ids, no_label)
+    assert_close(strewn_loss, np.asarray(loss))
+    assert_close(strewn_gradient[frames], np.asarray(gradient))
+    np.testing.assert_array_equal(strewn_gradient[no_frame == 1], 0)
+
+
+@given(rng=examples)
+def test_best_path_is_one_of_the_paths(rng):
+    logits = rng.integers(-2, 3, size=(9, 4)).astype(np.float32)  # ties abound
+    labels = rng.integers(1, 4, size=3)
+    total, _ = loss_and_gradient(logits, None, labels, None)
+    best, gradient = loss_and_gradient(logits, None, labels, None, max_approx=True)
+    assert best >= total - 1e-5
+    path = np.exp(oracles.log_softmax(logits)) - gradient
+    np.testing.assert_allclose(np.sort(path, axis=-1), [[0, 0, 0, 1]] * 9, atol=1e-5)
+    assert oracles.collapse(path.argmax(axis=-1)) == tuple(labels)
+
+
+def test_gradient_against_finite_differences():
+    """The oracle's own formula, softmax minus occupancy, checked by the loss alone."""
+    logits = np.random.default_rng(2).normal(size=(4, 3))
+
+    def enumerated(logits):
+        return oracles.enumerate_paths(oracles.log_softmax(logits), (1, 2)).loss
+
+    truth = np.zeros_like(logits)
+    for place in np.ndindex(logits.shape):
+        step = np.zeros_like(logits)
+        step[place] = 1e-6
+        truth[place] = (enumerated(logits + step) - enumerated(logits - step)) / 2e-6
+    _, gradient = loss_and_gradient(logits.astype(np.float32), None, np.array([1, 2]), None)
+    np.testing.assert_allclose(gradient, truth, atol=1e-6)
+
+
+def test_gradient_of_log_probabilities_is_minus_the_occupancy(rng):
+    """Rows sum to -1, where torch's sum to 0 (pytorch issue 52241)."""
+    log_probs = jnp.asarray(oracles.log_softmax(rng.normal(size=(6, 4))), jnp.float32)
+    _, gradient = loss_and_gradient(log_probs, None, np.array([1, 2]), None, logits_normalized=True)
+    np.testing.assert_allclose(gradient.sum(axis=-1), -1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["hessian", "jacrev of grad", "jacfwd of jacfwd"])
+def test_second_derivatives(order, rng):
+    logits = rng.normal(size=(5, 3)).astype(np.float32)
+
+    def loss(logits):
+        return ctc_loss(logits, None, jnp.array([1, 1]), None)
+
+    second = {
+        "hessian": jax.hessian(loss),
+        "jacrev of grad": jax.jacrev(jax.grad(loss)),
+        "jacfwd of jacfwd": jax.jacfwd(jax.jacfwd(loss)),
+    }[order]
+    second = jax.jit(second)(logits)
+    gradient, step = jax.jit(jax.grad(loss)), 1e-2
+    for place in np.ndindex(logits.shape):
+        nudge = np.zeros_like(logits)
+        nudge[place] = step
+        truth = (gradient(logits + nudge) - gradient(logits - nudge)) / (2 * step)
+        np.testing.assert_allclose(second[place], truth, atol=2e-4)
+
+
+PUBLISHED = [
+    # Graves' own, in TensorFlow, warp-ctc and gtn: probabilities, labels, blank, loss.
+    (
+        "graves A",
+        np.log([
+            [0.633766, 0.221185, 0.0917319, 0.0129757, 0.0142857, 0.0260553],
+            [0.111121, 0.588392, 0.278779, 0.0055756, 0.00569609, 0.010436],
+            [0.0357786, 0.633813, 0.321418, 0.00249248, 0.00272882, 0.0037688],
+            [0.0663296, 0.643849, 0.280111, 0.00283995, 0.0035545, 0.00331533],
+            [0.458235, 0.396634, 0.123377, 0.00648837, 0.00903441, 0.00623107],
+        ]),
+        [0, 1, 2, 1, 0], 5, 3.34211,
+    ),
+    (
+        "graves B",
+        np.log([
+            [0.30176, 0.28562, 0.0831517, 0.0862751, 0.0816851, 0.161508],
+            [0.24082, 0.397533, 0.0557226, 0.0546814, 0.0557528, 0.19549],
+            [0.230246, 0.450868, 0.0389607, 0.038309, 0.0391602, 0.202456],
+            [0.280884, 0.429522, 0.0326593, 0.0339046, 0.0326856, 0.190345],
+            [0.423286, 0.315517, 0.0338439, 0.0393744, 0.0339315, 0.154046],
+        ]),
+        [0, 1, 1, 0], 5, 5.42262,
+    ),
+    ("warp-ctc, one frame", np.zeros((1, 5)), [1], 0, 1.6094379425049),
+    ("warp-ctc, repeat", np.arange(1.0, 16).reshape(3, 5), [3, 3], 0, 7.355742931366),
+    (
+        "warp-ctc, negative",
+        np.array([np.arange(-5.0, 0), np.arange(-10.0, -5), np.arange(-15.0, -10)]),
+        [2, 3], 0, 4.938850402832,
+    ),
+    ("gtn, certain", np.array([[0, -np.inf], [-np.inf, 0], [0, -np.inf]]), [0, 0], 1, 0.0),
+    ("gtn, uniform", np.zeros((3, 4)), [1, 2], 3, 2.5494452),
+    ("optax issue 1771", np.array([[0.0, 17], [0, 17]]), [1], 0, 1.713908e-15),
+]  # fmt: skip
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("logits", "labels", "blank", "loss"),
+    [row[1:] for row in PUBLISHED],
+    ids=[row[0] for row in PUBLISHED],
+)
+def test_published_numbers(logits, labels, blank, loss):
+    ours = ctc_loss(logits.astype(np.float32), None, np.array(labels), None, blank_id=blank)
+    np.testing.assert_allclose(ours, loss, rtol=2e-6, atol=1e-7)
+
+
+def test_published_gradient():
+    """Two entries of the tables in TensorFlow's ctc_loss_op_test, and its two NaN frames."""
+    for (_, logits, labels, blank, _), place, expected in zip(
+        PUBLISHED[:2], [(0, 0), (2, 5)], [-0.366234, -0.797544], strict=False
+    ):
+        padded_logits = np.concatenate([logits, np.full((2, 6), np.nan)]).astype(np.float32)
+        paddings = np.array([0, 0, 0, 0, 0, 1, 1])
+        _, gradient = loss_and_gradient(padded_logits, paddings, np.array(labels), None, blank_id=blank)
+        np.testing.assert_allclose(gradient[place], expected, atol=1e-6)
+        np.testing.assert_array_equal(gradient[5:], 0)
