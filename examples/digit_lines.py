@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 HEIGHT = 10
 """Rows of a line image: the 8 of a scan and room to move by one up or down."""
 MAX_DIGITS = 10
-WIDTH = 112
-"""Columns of a line image, and so frames; ten digits of eight columns and their gaps fit."""
+WIDTH = 96
+"""Columns of a line image, and so frames. Ten wide digits fit if they stand close."""
 CLASSES = 11
 """The blank, class 0, and the digits: digit d is class d + 1."""
 
@@ -47,12 +47,12 @@ class Scans(NamedTuple):
 
 def load_scans(split: str) -> Scans:
     """The scans of "train", "validation" or "test"; no scan is in two of them."""
-    data = load_digits()
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(data.target))
+    pixels, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits))
     edges = np.cumsum([0, *_SIZES.values()])
     place = list(_SIZES).index(split)
     chosen = order[edges[place] : edges[place + 1]]
-    return Scans([_trim(data.images[index] / 16) for index in chosen], data.target[chosen])
+    return Scans([_trim(scan.reshape(8, 8) / 16) for scan in pixels[chosen]], digits[chosen])
 
 
 def make_lines(scans: Scans, count: int, rng: np.random.Generator) -> Lines:
@@ -82,16 +82,19 @@ def _trim(image: np.ndarray) -> np.ndarray:
 
 def _write(digits: list[np.ndarray], paper: np.ndarray, rng: np.random.Generator) -> int:
     """Sets the digits on the paper and returns the column where the line ends."""
-    slant = rng.uniform(-0.3, 0.3)
-    # Rows lean from the base line; the margin keeps the first digit on the paper.
+    # Rows lean from the middle one by up to one column; the margins take that up.
+    slant, margin = rng.uniform(-0.25, 0.25), 2
     lean = np.round(slant * np.arange(4, 4 - HEIGHT, -1)).astype(int)
-    margin = 2
-    column = margin + int(rng.integers(0, 4))
     tops = rng.integers(0, HEIGHT - 8 + 1, len(digits))
-    gaps = rng.integers(-1, 5, len(digits))
-    for digit, top, gap in zip(digits, tops, gaps, strict=True):
+    # The first gap is the space before the first digit; later ones may be an overlap.
+    gaps = np.concatenate([rng.integers(0, 4, 1), rng.integers(-1, 5, len(digits) - 1)])
+    widths = np.array([digit.shape[1] for digit in digits])
+    while margin + gaps.sum() + widths.sum() + margin > WIDTH:
+        gaps[np.argmax(gaps)] -= 1
+    starts = margin + np.cumsum(gaps) + np.cumsum(widths) - widths
+    for digit, top, start in zip(digits, tops, starts, strict=True):
         rows = np.arange(top, top + 8)[:, None]
-        place = rows, column + lean[rows] + np.arange(digit.shape[1])
+        place = rows, start + lean[rows] + np.arange(digit.shape[1])
         paper[place] = np.maximum(paper[place], digit)
-        column += digit.shape[1] + gap
-    return min(column - int(gaps[-1]) + margin + int(rng.integers(0, 4)), WIDTH)
+    end = int(starts[-1] + widths[-1])
+    return min(end + margin + int(rng.integers(0, 4)), WIDTH)

@@ -2,53 +2,62 @@
 
 The network sees the columns of an image and emits, for each, scores over the blank and the ten
 digits. Nothing tells it which column shows which digit: `jaxctc.ctc_loss` sums over all the ways
-the digits of a line can lie on its columns. Run it with
+in which the digits of a line can lie on its columns. Run it with
 
     python examples/train_digits.py --output out
 """
 
 import argparse
-import functools
-import sys
-import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
-from digit_lines import CLASSES, HEIGHT, Lines, load_scans, make_lines
+from digit_lines import CLASSES, HEIGHT, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
 
 import jaxctc
 
+matplotlib.use("Agg")  # draws to files, with or without a screen
+import matplotlib.pyplot as plt
+
+EVALUATE_EVERY = 50
+VALIDATION_BATCHES, TEST_BATCHES, EVALUATION_BATCH = 2, 8, 64
+SHOWN = 4
+
 
 class Reader(nnx.Module):
-    """Columns of an image in, class scores per column out: a stack of residual convolutions."""
+    """Columns of an image in, class scores per column out."""
 
-    def __init__(self, features: int, layers: int, *, rngs: nnx.Rngs) -> None:
-        """Makes the layers; each looks two columns further to both sides."""
-        self.embed = nnx.Conv(HEIGHT, features, kernel_size=5, rngs=rngs)
+    def __init__(self, *, features: int = 64, layers: int = 3, rngs: nnx.Rngs) -> None:
+        """Two convolutions over the image, then `layers` along the line alone."""
+        self.strokes = nnx.Conv(1, 16, kernel_size=(3, 3), rngs=rngs)
+        self.shapes = nnx.Conv(16, 32, kernel_size=(3, 3), strides=(1, 2), rngs=rngs)
+        self.columns = nnx.Linear(32 * (HEIGHT // 2), features, rngs=rngs)
         self.norms = nnx.List([nnx.LayerNorm(features, rngs=rngs) for _ in range(layers)])
-        self.convs = nnx.List(
+        self.context = nnx.List(
             [nnx.Conv(features, features, kernel_size=5, rngs=rngs) for _ in range(layers)]
         )
         self.norm = nnx.LayerNorm(features, rngs=rngs)
-        self.head = nnx.Linear(features, CLASSES, rngs=rngs)
+        self.classes = nnx.Linear(features, CLASSES, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Logits [B, T, K] for images [B, T, HEIGHT]."""
-        hidden = self.embed(images)
-        for norm, conv in zip(self.norms, self.convs, strict=True):
+        pixels = nnx.relu(self.strokes(jnp.asarray(images)[..., None]))
+        pixels = nnx.relu(self.shapes(pixels))
+        hidden = self.columns(pixels.reshape(*pixels.shape[:2], -1))
+        for norm, conv in zip(self.norms, self.context, strict=True):
             hidden += conv(nnx.gelu(norm(hidden)))
-        return self.head(nnx.gelu(self.norm(hidden)))
+        return self.classes(nnx.gelu(self.norm(hidden)))
 
 
 @nnx.jit
 def train_step(model: Reader, optimizer: nnx.Optimizer, lines: Lines) -> jax.Array:
-    """One update; returns the mean loss of the batch in nats per line."""
+    """One update; returns the mean loss of the batch, in nats per line."""
 
     def mean_loss(model: Reader) -> jax.Array:
         logits = model(lines.images)
@@ -66,12 +75,8 @@ def count_errors(model: Reader, batches: Lines) -> jaxctc.ErrorCounts:
 
     def add(counts: jaxctc.ErrorCounts, lines: Lines) -> tuple[jaxctc.ErrorCounts, None]:
         best = jaxctc.greedy_decode(model(lines.images), lines.image_paddings)
-        errors = jaxctc.error_counts(
-            best.labels,
-            jaxctc.label_paddings_from(best.labels),
-            lines.labels,
-            lines.label_paddings,
-        )
+        no_label = jaxctc.label_paddings_from(best.labels)
+        errors = jaxctc.error_counts(best.labels, no_label, lines.labels, lines.label_paddings)
         return counts + errors.sum(), None
 
     none = jaxctc.ErrorCounts(*(jnp.zeros((), jnp.int32) for _ in range(4)))
@@ -79,10 +84,134 @@ def count_errors(model: Reader, batches: Lines) -> jaxctc.ErrorCounts:
 
 
 class Curves(NamedTuple):
-    """What happened during training."""
+    """What training looked like."""
 
     losses: list[float]
-    """One per step."""
+    """Nats per line, one per step."""
     cer_steps: list[int]
     cers: list[float]
-    """On the validation lines."""
+    """On the validation lines, after each of `cer_steps`."""
+
+
+def train(scans: Scans, validation: Lines, arguments: argparse.Namespace) -> tuple[Reader, Curves]:
+    """Trains a new reader on an endless supply of lines."""
+    rng = np.random.default_rng(arguments.seed)
+    model = Reader(rngs=nnx.Rngs(arguments.seed))
+    warmup = max(1, arguments.steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, warmup, arguments.steps + 1, 5e-5)
+    optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=0.05), wrt=nnx.Param)
+    curves = Curves([], [], [])
+    with tqdm(range(1, arguments.steps + 1), unit="step", mininterval=0.5) as bar:
+        for step in bar:
+            lines = make_lines(scans, arguments.batch_size, rng)
+            curves.losses.append(float(train_step(model, optimizer, lines)))
+            if step % EVALUATE_EVERY == 0 or step == arguments.steps:
+                curves.cer_steps.append(step)
+                curves.cers.append(float(count_errors(model, validation).rate))
+            cer = f"{curves.cers[-1]:.3f}" if curves.cers else "…"
+            loss = f"{np.mean(curves.losses[-20:]):.2f}"
+            bar.set_postfix(loss=loss, CER=cer, refresh=False)
+    return model, curves
+
+
+def evaluation_lines(split: str, batches: int) -> Lines:
+    """The same lines on every run, whatever the seed of the training."""
+    lines = make_lines(load_scans(split), batches * EVALUATION_BATCH, np.random.default_rng(7))
+    return Lines(*(part.reshape(batches, EVALUATION_BATCH, *part.shape[1:]) for part in lines))
+
+
+def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
+    """The curves, and a few lines, the worst among them, with what the network saw in each."""
+    logits = model(lines.images)
+    decoded = jaxctc.greedy_decode(logits, lines.image_paddings).labels
+    no_label = jaxctc.label_paddings_from(decoded)
+    errors = jaxctc.edit_distance(decoded, no_label, lines.labels, lines.label_paddings)
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    chosen = [*range(SHOWN - 1), int(jnp.argmax(errors))]
+
+    figure = plt.figure(figsize=(12, 3 + 2.6 * SHOWN), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.6 * SHOWN], squeeze=False)[:, 0]
+    left, right = top.subplots(1, 2)
+    left.semilogy(np.arange(1, len(curves.losses) + 1), curves.losses, linewidth=0.8)
+    left.set(title="training loss", xlabel="step", ylabel="nats per line")
+    right.plot(curves.cer_steps, curves.cers, marker=".")
+    right.set(title="validation CER", xlabel="step", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+
+    rows = bottom.subplots(2 * SHOWN, 1, height_ratios=[1, 2.2] * SHOWN)
+    for line, image, heat in zip(chosen, rows[::2], rows[1::2], strict=True):
+        width = int(jaxctc.paddings_to_lengths(lines.image_paddings[line]))
+        truth, guess = _text(lines.labels[line]), _text(decoded[line])
+        verdict = "right" if truth == guess else f"errors: {errors[line]}"
+        image.imshow(lines.images[line, :width].T, cmap="gray_r", aspect="auto", vmin=0, vmax=1)
+        title = f"true {truth}   decoded {guess}   ({verdict})"
+        image.set_title(title, loc="left", family="monospace")
+        image.set_axis_off()
+        heat.imshow(probabilities[line, :width].T, aspect="auto", vmin=0, vmax=1)
+        heat.set_yticks(range(CLASSES), ["blank", *"0123456789"], fontsize=6)
+        heat.set_xticks([])
+    rows[-1].set_xlabel("frame (image column); brightness: probability of the class")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _text(labels: np.ndarray | jax.Array) -> str:
+    return "".join(str(label - 1) for label in np.asarray(labels) if label > 0)
+
+
+class _OneLine(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong in one line, without the usage."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1, "a positive integer")
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0, "an integer that is not negative")
+
+
+def _integer(text: str, least: int, kind: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be {kind}; got {text!r}")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be a folder to write to; got {text!r}") from error
+    return path
+
+
+def main() -> None:
+    """Trains, tests, draws, and prints the test CER."""
+    parser = _OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=_positive, default=750, help="updates (default: 750)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of model and lines (default: 0)")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="lines (default: 32)")
+    parser.add_argument("--output", type=_folder, help="folder for the picture (default: none)")
+    arguments = parser.parse_args()
+
+    validation = evaluation_lines("validation", VALIDATION_BATCHES)
+    test = evaluation_lines("test", TEST_BATCHES)
+    model, curves = train(load_scans("train"), validation, arguments)
+    if arguments.output is not None:
+        path = arguments.output / "digits.png"
+        draw(model, curves, Lines(*(part[0] for part in test)), path)
+        print(f"picture: {path}")
+    counts = count_errors(model, test)
+    print(
+        f"{int(counts.substitutions)} substitutions, {int(counts.insertions)} insertions and "
+        f"{int(counts.deletions)} deletions in {int(counts.reference_length)} digits"
+    )
+    print(f"test CER: {float(counts.rate):.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
@@ -71,7 +71,7 @@ def greedy_decode(
     padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
     scores = in_use(scores, ~padded)
-    runs = find_runs(jnp.argmax(scores, axis=-1).astype(jnp.int32), ~padded, blank)
+    runs = find_runs(lax.argmax(scores, scores.ndim - 1, jnp.int32), ~padded, blank)
 
     best = jnp.max(scores, axis=-1)
     if not logits_normalized:

@@ -132,9 +132,7 @@ def error_counts(
     errors, substitutions = cost >> 16, cost & 0xFFFF
     gaps = errors - substitutions  # insertions + deletions
     surplus = paddings_to_lengths(~pair.is_hyp) - pair.ref_length  # insertions - deletions
-    return ErrorCounts(
-        substitutions, (gaps + surplus) // 2, (gaps - surplus) // 2, pair.ref_length
-    )
+    return ErrorCounts(substitutions, (gaps + surplus) >> 1, (gaps - surplus) >> 1, pair.ref_length)
 
 
 def cer(

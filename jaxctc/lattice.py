@@ -43,9 +43,7 @@ class Lattice(NamedTuple):
     """True where NaN or +inf stands among the scores of the frames in use."""
 
 
-def build_lattice(
-    inputs: _checks.CtcInputs, *, blank_id: int, logits_normalized: bool
-) -> Lattice:
+def build_lattice(inputs: _checks.CtcInputs, *, blank_id: int, logits_normalized: bool) -> Lattice:
     """The graphs of a batch; `blank_id` already checked, counted from the first class."""
     labels = pack_left(inputs.labels, inputs.is_label)
     count = paddings_to_lengths(~inputs.is_label)

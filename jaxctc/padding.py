@@ -7,10 +7,10 @@ anywhere: every function of this library behaves as if they were not there.
 import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
@@ -200,7 +200,7 @@ def validate(
 labels that require 3. Repeated labels need a blank between them: see required_frames.
     """
     inputs = _checks.ctc_inputs("validate", logits, logit_paddings, labels, label_paddings)
-    if any(isinstance(array, jax.core.Tracer) for array in inputs):
+    if any(isinstance(array, Tracer) for array in inputs):
         remedy = "Under jit use is_feasible, which returns booleans."
         _checks.fail("validate", "its arguments", "be concrete arrays", "tracers", remedy)
     classes = inputs.logits.shape[-1]

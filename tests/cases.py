@@ -56,10 +56,14 @@ def _logits(frames=5, classes=4, seed=0):
     return np.random.default_rng(seed).normal(size=(frames, classes)).astype(np.float32)
 
 
-def _with(logits, place, value):
-    logits = logits.copy()
+def _with(place, value, frames=5):
+    logits = _logits(frames)
     logits[place] = value
     return logits
+
+
+def _sure(gap):
+    return np.array([[0, gap], [0, gap]], np.float32)
 
 
 def _ids(*labels):
@@ -99,7 +103,7 @@ CASES = [
     Case(
         "junk in padding",
         "finite",
-        _with(_with(_logits(), 3, np.nan), 4, [np.inf, -np.inf, np.nan, 1e30]),
+        _with(np.s_[3:], [[np.nan] * 4, [np.inf, -np.inf, np.nan, 1e30]]),
         _LAST_TWO,
         _ids(1, 2, -7, 10**6, 0),
         np.array([F, F, P, P, P]),
@@ -108,22 +112,23 @@ CASES = [
     Case("negative blank id", "finite", _logits(), None, _ids(0, 0), None, -1),
     Case("one class, no labels", "finite", _logits(5, 1), None, _ids(), None),
     Case("one class, a label", "infeasible", _logits(5, 1), None, _ids(1), None),
-    Case("unused class at -inf", "finite", _with(_logits(), np.s_[:, 3], -np.inf), None, _ids(1, 2), None),
-    Case("blank at -inf", "finite", _with(_logits(3), np.s_[:, 0], -np.inf), None, _ids(1, 2), None),
-    Case("needed class at -inf", "infeasible", _with(_logits(), np.s_[:, 2], -np.inf), None, _ids(1, 2), None),
-    Case("frame of -inf alone", "infeasible", _with(_logits(), 2, -np.inf), None, _ids(1, 2), None),
-    Case("NaN", "nan", _with(_logits(), (2, 1), np.nan), None, _ids(1, 2), None),
-    Case("NaN in an unreachable state", "nan", _with(_logits(), (0, 2), np.nan), None, _ids(1, 2), None),
-    Case("NaN where labels do not fit", "nan", _with(_logits(1), (0, 1), np.nan), None, _ids(1, 2), None),
-    Case("+inf", "nan", _with(_logits(), (2, 1), np.inf), None, _ids(1, 2), None),
+    Case("unused class at -inf", "finite", _with(np.s_[:, 3], -np.inf), None, _ids(1, 2), None),
+    Case("blank at -inf", "finite", _with(np.s_[:, 0], -np.inf, 3), None, _ids(1, 2), None),
+    Case("needed class at -inf", "infeasible", _with(np.s_[:, 2], -np.inf), None, _ids(1, 2), None),
+    Case("frame of -inf alone", "infeasible", _with(2, -np.inf), None, _ids(1, 2), None),
+    Case("NaN", "nan", _with((2, 1), np.nan), None, _ids(1, 2), None),
+    Case("NaN in an unreachable state", "nan", _with((0, 2), np.nan), None, _ids(1, 2), None),
+    Case("NaN where labels do not fit", "nan", _with((0, 1), np.nan, 1), None, _ids(1, 2), None),
+    Case("+inf", "nan", _with((2, 1), np.inf), None, _ids(1, 2), None),
     Case("label is the blank", "infeasible", _logits(), None, _ids(1, 0), None),
     Case("label is K", "infeasible", _logits(), None, _ids(1, 4), None),
     Case("label is negative", "infeasible", _logits(), None, _ids(-1, 2), None),
-    Case("large offset", "finite", np.round(_logits() * 64) / 64 + np.float32(1e4), None, _ids(1, 2), None),
-    Case("gaps beyond 1e5", "finite", _with(_logits(), np.s_[:, 1], -2e5), None, _ids(1, 2), None),
-    Case("confident", "finite", np.array([[0, 17], [0, 17]], np.float32), None, _ids(1), None),
-    Case("confident and wrong", "finite", np.array([[40, 0], [40, 0]], np.float32), None, _ids(1), None),
-]  # fmt: skip
+    # Multiples of 1/64, which an offset of 1e4 leaves exact.
+    Case("large offset", "finite", np.round(_logits() * 64) / 64 + 1e4, None, _ids(1, 2), None),
+    Case("gaps beyond 1e5", "finite", _with(np.s_[:, 1], -2e5), None, _ids(1, 2), None),
+    Case("confident", "finite", _sure(17), None, _ids(1), None),
+    Case("confident and wrong", "finite", _sure(-40), None, _ids(1), None),
+]
 
 IDS = [case.name for case in CASES]
 NARROW = [jnp.bfloat16, jnp.float16]

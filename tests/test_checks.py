@@ -1,0 +1,168 @@
+"""Every message, read as a user would: which call, which argument, what came, what to do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxctc import (
+    cer,
+    collapse,
+    ctc_loss,
+    ctc_loss_with_forward_probs,
+    edit_distance,
+    greedy_decode,
+    is_feasible,
+    label_paddings_from,
+    lengths_to_paddings,
+    paddings_to_lengths,
+    required_frames,
+    validate,
+)
+
+LOGITS, LABELS = jnp.zeros((4, 9, 5)), jnp.ones((4, 3), jnp.int32)
+
+
+def loss(logits=LOGITS, logit_paddings=None, labels=LABELS, label_paddings=None, **options):
+    return ctc_loss(logits, logit_paddings, labels, label_paddings, **options)
+
+
+MESSAGES = {
+    "logits of rank one": (
+        lambda: loss(jnp.zeros(5)),
+        "ctc_loss: logits must have shape [*B, T, K]; got (5,). One example has shape [T, K].",
+    ),
+    "complex logits": (
+        lambda: loss(LOGITS.astype(jnp.complex64)),
+        "ctc_loss: logits must be real numbers; got complex64.",
+    ),
+    "float labels": (
+        lambda: loss(labels=LABELS.astype(jnp.float32)),
+        "ctc_loss: labels must be integers; got float32. "
+        "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest.",
+    ),
+    "one-hot labels": (
+        lambda: loss(labels=jax.nn.one_hot(LABELS, 5, dtype=jnp.int32)),
+        "ctc_loss: labels must have shape [*B, N] with *B = (4,), as in logits (4, 9, 5); "
+        "got (4, 3, 5). Labels are class ids, not one-hot rows: see jnp.argmax(labels, axis=-1).",
+    ),
+    "time-major logits": (
+        lambda: loss(jnp.swapaxes(LOGITS, 0, 1)),
+        "ctc_loss: labels must have shape [*B, N] with *B = (9,), as in logits (9, 4, 5); "
+        "got (4, 3). If logits are time-major [T, B, K], pass jnp.swapaxes(logits, 0, 1).",
+    ),
+    "labels of another batch": (
+        lambda: loss(labels=LABELS[:3]),
+        "ctc_loss: labels must have shape [*B, N] with *B = (4,), as in logits (4, 9, 5); "
+        "got (3, 3).",
+    ),
+    "scalar labels": (
+        lambda: loss(labels=jnp.int32(1)),
+        "ctc_loss: labels must have shape [*B, N]; got ().",
+    ),
+    "lengths for paddings": (
+        lambda: loss(logit_paddings=jnp.array([9, 9, 8, 7])),
+        "ctc_loss: logit_paddings must have shape (4, 9); got (4,). "
+        "For lengths, pass lengths_to_paddings(lengths, 9).",
+    ),
+    "label paddings of another shape": (
+        lambda: loss(label_paddings=jnp.zeros((4, 9))),
+        "ctc_loss: label_paddings must have shape (4, 3); got (4, 9). "
+        "One value per position: 0 = in use, 1 = padded.",
+    ),
+    "blank = K": (
+        lambda: loss(blank_id=5),
+        "ctc_loss: blank_id must be a class id in [-5, 5); got 5. "
+        "There are K = 5 classes, the blank included.",
+    ),
+    "blank too far back": (
+        lambda: ctc_loss_with_forward_probs(LOGITS, None, LABELS, None, blank_id=-6),
+        "ctc_loss_with_forward_probs: blank_id must be a class id in [-5, 5); got -6. "
+        "There are K = 5 classes, the blank included.",
+    ),
+    "float blank": (
+        lambda: loss(blank_id=0.0),  # pyright: ignore[reportArgumentType]
+        "ctc_loss: blank_id must be a static integer; got 0.0 of type float. "
+        "Under jit, mark it static (static_argnames) or close over it.",
+    ),
+    "traced blank": (
+        lambda: jax.jit(lambda blank: loss(blank_id=blank))(0),
+        "ctc_loss: blank_id must be a static integer; got an array of int32[]. "
+        "Under jit, mark it static (static_argnames) or close over it.",
+    ),
+    "no classes": (
+        lambda: loss(jnp.zeros((4, 9, 0))),
+        "ctc_loss: blank_id must be a class id in [0, 0); got 0. "
+        "There are K = 0 classes, the blank included.",
+    ),
+    "is_feasible": (
+        lambda: is_feasible(LOGITS, None, LABELS[:3], None),
+        "is_feasible: labels must have shape [*B, N] with *B = (4,), as in logits (4, 9, 5); "
+        "got (3, 3).",
+    ),
+    "validate": (
+        lambda: validate(LOGITS[0, 0], None, LABELS[0], None),
+        "validate: logits must have shape [*B, T, K]; got (5,). One example has shape [T, K].",
+    ),
+    "greedy_decode": (
+        lambda: greedy_decode(LOGITS, jnp.zeros((4, 5))),
+        "greedy_decode: logit_paddings must have shape (4, 9); got (4, 5). "
+        "One value per position: 0 = in use, 1 = padded.",
+    ),
+    "collapse": (
+        lambda: collapse(LOGITS),  # pyright: ignore[reportArgumentType]
+        "collapse: frame_labels must be integers; got float32. "
+        "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest.",
+    ),
+    "edit_distance": (
+        lambda: edit_distance(LABELS, None, LABELS[:2], None),
+        "edit_distance: ref must have shape [*B, M] with *B = (4,), as in hyp (4, 3); got (2, 3).",
+    ),
+    "cer": (
+        lambda: cer(LABELS, jnp.array([3, 3, 2, 1]), LABELS, None),
+        "cer: hyp_paddings must have shape (4, 3); got (4,). "
+        "For lengths, pass lengths_to_paddings(lengths, 3).",
+    ),
+    "lengths_to_paddings, floats": (
+        lambda: lengths_to_paddings(jnp.zeros(2), 3),
+        "lengths_to_paddings: lengths must be integers; got float32.",
+    ),
+    "lengths_to_paddings, array size": (
+        lambda: lengths_to_paddings(jnp.array([1]), np.array([1, 2])),  # pyright: ignore[reportArgumentType]
+        "lengths_to_paddings: max_length must be a static integer; got an array of int64[2]. "
+        "Under jit, mark it static (static_argnames) or close over it.",
+    ),
+    "paddings_to_lengths": (
+        lambda: paddings_to_lengths(1.0),
+        "paddings_to_lengths: paddings must have shape [*B, L]; got ().",
+    ),
+    "label_paddings_from": (
+        lambda: label_paddings_from(LABELS, padding="zero"),  # pyright: ignore[reportArgumentType]
+        "label_paddings_from: padding must be \"negative\" or a class id; got 'zero'.",
+    ),
+    "required_frames": (
+        lambda: required_frames(LABELS, LABELS[0]),
+        "required_frames: label_paddings must have shape (4, 3); got (3,). "
+        "One value per position: 0 = in use, 1 = padded.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MESSAGES)
+def test_message(mistake):
+    call, message = MESSAGES[mistake]
+    with pytest.raises(ValueError, match=r": .* must ") as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_mistakes_are_found_while_tracing():
+    """Nothing has run yet when the error comes."""
+    with pytest.raises(ValueError, match="ctc_loss: labels must"):
+        jax.eval_shape(
+            functools.partial(ctc_loss, logit_paddings=None, label_paddings=None),
+            logits=jax.ShapeDtypeStruct((4, 9, 5), jnp.float32),
+            labels=jax.ShapeDtypeStruct((3, 3), jnp.int32),
+        )

@@ -1,0 +1,100 @@
+"""Against the libraries people come from, where the extra `compare` has installed them."""
+
+import os
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxctc import ctc_loss, greedy_decode
+
+SHAPE = (3, 20, 7, 5)  # B, T, K, N
+
+
+@pytest.fixture
+def batch(rng):
+    """Feasible pairs of different lengths, right-padded; no library here takes any other."""
+    size, frames, classes, places = SHAPE
+    logits = rng.normal(size=(size, frames, classes)).astype(np.float32) * 2
+    labels = rng.integers(1, classes, size=(size, places))
+    return logits, np.array([20, 15, 13]), labels, np.array([5, 3, 0])
+
+
+def ours(batch, **options):
+    logits, logit_lengths, labels, label_lengths = batch
+    rest = (
+        np.arange(logits.shape[1]) >= logit_lengths[:, None],
+        labels,
+        np.arange(labels.shape[1]) >= label_lengths[:, None],
+    )
+    loss, pullback = jax.vjp(lambda logits: ctc_loss(logits, *rest, **options), logits)
+    return np.asarray(loss), np.asarray(pullback(jnp.ones_like(loss))[0])
+
+
+@pytest.mark.parametrize("blank_id", [0, 6])
+def test_optax(batch, blank_id):
+    logits, logit_lengths, labels, label_lengths = batch
+    labels = labels - (blank_id != 0)
+    rest = (
+        (np.arange(logits.shape[1]) >= logit_lengths[:, None]).astype(np.float32),
+        labels,
+        (np.arange(labels.shape[1]) >= label_lengths[:, None]).astype(np.float32),
+    )
+
+    def theirs(logits):
+        # optax promotes dtypes and ranks on its own.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return optax.ctc_loss(logits, *rest, blank_id=blank_id)
+
+    loss, pullback = jax.vjp(theirs, logits)
+    our_loss, our_gradient = ours((logits, logit_lengths, labels, label_lengths), blank_id=blank_id)
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(our_gradient, pullback(jnp.ones_like(loss))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("blank_id", [0, 6])
+def test_torch(batch, blank_id):
+    torch = pytest.importorskip("torch", reason="needs the extra `compare`")
+    logits, logit_lengths, labels, label_lengths = batch
+    labels = labels - (blank_id != 0)
+    scores = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.ctc_loss(
+        scores.log_softmax(-1).transpose(0, 1),
+        torch.tensor(labels),
+        torch.tensor(logit_lengths),
+        torch.tensor(label_lengths),
+        blank=blank_id,
+        reduction="none",
+    )
+    loss.sum().backward()
+    our_loss, our_gradient = ours((logits, logit_lengths, labels, label_lengths), blank_id=blank_id)
+    np.testing.assert_allclose(our_loss, loss.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(our_gradient, scores.grad.numpy(), atol=1e-5)
+
+
+@pytest.fixture
+def keras():
+    os.environ["KERAS_BACKEND"] = "jax"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("keras", reason="needs the extra `compare`")
+
+
+def test_keras_loss(keras, batch):
+    logits, logit_lengths, labels, label_lengths = batch
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        theirs = keras.ops.ctc_loss(labels, logits, label_lengths, logit_lengths, mask_index=0)
+    np.testing.assert_allclose(ours(batch)[0], theirs, rtol=1e-5)
+
+
+def test_keras_greedy_decode(keras, batch):
+    logits, logit_lengths, *_ = batch
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        decoded, _ = keras.ops.ctc_decode(
+            logits, logit_lengths, strategy="greedy", merge_repeated=True, mask_index=0
+        )
+    best = greedy_decode(logits, np.arange(logits.shape[1]) >= logit_lengths[:, None])
+    np.testing.assert_array_equal(best.labels[:, : decoded.shape[-1]], decoded[0])

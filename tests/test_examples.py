@@ -1,0 +1,81 @@
+"""The examples as a user runs them, in a short mode, and their data."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script, *arguments):
+    command = [sys.executable, EXAMPLES / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def digit_lines(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return pytest.importorskip("digit_lines", reason="needs the extra `examples`")
+
+
+@pytest.mark.usefixtures("digit_lines")
+def test_train_digits_runs_and_draws(tmp_path):
+    done = run("train_digits.py", "--steps", "3", "--batch-size", "4", "--output", tmp_path / "new")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"test CER: \d\.\d{4}", done.stdout.splitlines()[-1])
+    assert (tmp_path / "new" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"3/3 .*CER=\d\.\d+, loss=\d+", done.stderr), "a progress bar with both"
+
+
+@pytest.mark.usefixtures("digit_lines")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--steps", "0"], "argument --steps: must be a positive integer; got '0'"),
+        (["--steps", "many"], "argument --steps: must be a positive integer; got 'many'"),
+        (["--seed", "-1"], "argument --seed: must be an integer that is not negative; got '-1'"),
+        (["--batch-size", "1.5"], "argument --batch-size: must be a positive integer; got '1.5'"),
+        (
+            ["--output", __file__],
+            f"argument --output: must be a folder to write to; got {__file__!r}",
+        ),
+        (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_bad_value_gets_one_line(arguments, line):
+    done = run("train_digits.py", *arguments)
+    assert done.returncode == 2
+    assert done.stderr == f"train_digits.py: {line}\n"
+
+
+def test_splits_are_disjoint_and_complete(digit_lines):
+    splits = {name: digit_lines.load_scans(name) for name in ("train", "validation", "test")}
+    assert sum(len(scans.digits) for scans in splits.values()) == 1797
+    seen = [(image.shape, image.tobytes()) for scans in splits.values() for image in scans.images]
+    assert len(set(seen)) == len(seen), "no scan twice, within a split or across two"
+
+
+def test_lines_are_what_they_say(digit_lines):
+    scans = digit_lines.load_scans("test")
+    lines = digit_lines.make_lines(scans, 200, np.random.default_rng(0))
+    assert lines.images.shape == (200, digit_lines.WIDTH, digit_lines.HEIGHT)
+    counts = (~lines.label_paddings).sum(axis=1)
+    assert counts.min() == 3
+    assert counts.max() == digit_lines.MAX_DIGITS
+    assert ((lines.labels > 0) == ~lines.label_paddings).all()
+    # Behind the end of a line there is nothing but noise.
+    behind = np.where(lines.image_paddings[..., None], np.abs(lines.images), 0)
+    assert behind.max() < 0.5
+    again = digit_lines.make_lines(scans, 200, np.random.default_rng(0))
+    np.testing.assert_array_equal(lines.images, again.images)
+
+
+def test_crowded_lines_fit_the_paper(digit_lines):
+    scans = digit_lines.Scans([np.ones((8, 8))], np.array([8]))
+    lines = digit_lines.make_lines(scans, 100, np.random.default_rng(0))
+    assert (~lines.image_paddings).sum(axis=1).max() == digit_lines.WIDTH

@@ -1,0 +1,78 @@
+"""Arrows point down only: who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxctc
+
+PACKAGE = Path(jaxctc.__file__).parent
+MAY_IMPORT = {
+    "_checks": set(),
+    "padding": {"_checks"},
+    "semirings": set(),
+    "lattice": {"_checks", "padding"},
+    "recursions": {"lattice", "padding", "semirings"},
+    "loss": {"_checks", "lattice", "recursions", "semirings"},
+    "decoding": {"_checks", "lattice", "padding"},
+    "error_rates": {"_checks", "padding"},
+}
+MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}
+
+
+def imports(source):
+    """Dotted names of everything that a module imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def inner_modules(source):
+    return {name.split(".")[1] for name in imports(source) if name.startswith("jaxctc.")}
+
+
+def test_every_module_is_listed():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *MAY_IMPORT}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_down(module):
+    assert inner_modules((PACKAGE / f"{module}.py").read_text()) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_nothing_unexpected_from_outside(module):
+    names = set(imports((PACKAGE / f"{module}.py").read_text()))
+    roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"jaxctc"}
+    assert roots <= MAY_COME_FROM_OUTSIDE
+    assert not {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
+
+
+def test_the_arrows_go_round_in_no_circle():
+    below = {}
+
+    def reach(module, path=()):
+        assert module not in path, f"{module} imports itself by way of {path}"
+        if module not in below:
+            below[module] = set().union(*(reach(m, (*path, module)) for m in MAY_IMPORT[module]))
+        return below[module] | {module}
+
+    for module in MAY_IMPORT:
+        reach(module)
+
+
+def test_a_violation_would_be_seen():
+    planted = "def f():\n    from jaxctc.loss import ctc_loss\n    import jaxctc.decoding\n"
+    assert inner_modules(planted) == {"loss", "decoding"}
+
+
+def test_importing_the_package_runs_nothing_on_a_device():
+    program = (
+        "import jaxctc, jax._src.xla_bridge as bridge; assert not bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

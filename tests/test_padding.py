@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, IDS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxctc import (
+    is_feasible,
+    label_paddings_from,
+    lengths_to_paddings,
+    paddings_to_lengths,
+    required_frames,
+    validate,
+)
+from jaxctc.padding import pack_left
+
+
+@given(st.lists(st.integers(0, 9), max_size=4))
+def test_lengths_and_paddings_are_inverse(lengths):
+    lengths = np.array(lengths, np.int32)
+    paddings = lengths_to_paddings(lengths, 9)
+    assert paddings.shape == (*lengths.shape, 9)
+    assert paddings.dtype == bool
+    np.testing.assert_array_equal(paddings_to_lengths(paddings), lengths)
+
+
+def test_lengths_to_paddings_takes_any_batch_and_any_length():
+    assert lengths_to_paddings(2, 3).tolist() == [False, False, True]
+    assert lengths_to_paddings(7, 2).tolist() == [False, False]
+    assert lengths_to_paddings(-1, 2).tolist() == [True, True]
+    assert lengths_to_paddings(jnp.zeros((2, 0), jnp.int32), 3).shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float16, jnp.bfloat16])
+def test_counting_does_not_round(dtype):
+    paddings = jnp.asarray(np.arange(5000) >= 4001).astype(dtype)
+    assert paddings_to_lengths(paddings) == 4001
+
+
+def test_label_paddings_from_sentinels():
+    labels = jnp.array([[3, -1, -100], [0, 2, 5]])
+    np.testing.assert_array_equal(label_paddings_from(labels), [[0, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(label_paddings_from(labels, padding=0), [[0, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(label_paddings_from(labels, padding=-100), [[0, 0, 1], [0] * 3])
+
+
+def greedy_requirement(labels):
+    """One frame a label, and one more wherever it repeats the last one."""
+    return sum(1 + (i > 0 and labels[i - 1] == label) for i, label in enumerate(labels))
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=8))
+def test_required_frames(entries):
+    labels = np.array([label for label, _ in entries], np.int32)
+    paddings = np.array([padded for _, padded in entries], bool)
+    assert required_frames(labels, paddings) == greedy_requirement(labels[~paddings].tolist())
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_is_feasible(case):
+    """It knows all that shapes and ids tell; the three cases with -inf it cannot see."""
+    feasible = is_feasible(*case.arguments, blank_id=case.blank_id)
+    seen = case._replace(logits=np.zeros_like(case.logits))
+    assert feasible == (seen.truth().loss < np.inf)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_validate(case):
+    hidden = np.isneginf(case.logits).any()
+    if case.kind == "finite" or (case.kind == "infeasible" and hidden):
+        validate(*case.arguments, blank_id=case.blank_id)
+        return
+    with pytest.raises(ValueError, match=r"^validate: (labels|logits) must .*; got "):
+        validate(*case.arguments, blank_id=case.blank_id)
+
+
+FAULTS = {
+    "blank": (
+        lambda logits, labels: (logits, labels.at[1, 0].set(0)),
+        "labels of example 1 must be class ids in [0, 4) other than the blank 0; "
+        "got 0 at position 0. If this entry is padding, say so in label_paddings "
+        "(see label_paddings_from).",
+    ),
+    "no class": (
+        lambda logits, labels: (logits, labels.at[0, 1].set(4)),
+        "labels of example 0 must be class ids in [0, 4) other than the blank 0; "
+        "got 4 at position 1. If this entry is padding, say so in label_paddings "
+        "(see label_paddings_from).",
+    ),
+    "too few frames": (
+        lambda logits, labels: (logits[:, :2], labels.at[1].set(3)),
+        "labels of example 1 must fit into its frames; got 2 frames for labels that require 3. "
+        "Repeated labels need a blank between them: see required_frames.",
+    ),
+    "NaN": (
+        lambda logits, labels: (logits.at[1, 2, 3].set(jnp.nan), labels),
+        "logits of example 1 must be finite or -inf in the frames in use; "
+        "got nan at frame 2, class 3. The loss of this example is NaN.",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_validate_names_example_and_cause(fault):
+    spoil, message = FAULTS[fault]
+    logits, labels = spoil(jnp.zeros((2, 3, 4)), jnp.array([[1, 2], [3, 1]]))
+    with pytest.raises(ValueError, match=r"^validate: ") as error:
+        validate(logits, None, labels, None)
+    assert str(error.value) == f"validate: {message}"
+
+
+def test_validate_is_for_the_host():
+    with pytest.raises(ValueError, match="is_feasible"):
+        jax.jit(lambda logits: validate(logits, None, jnp.array([1]), None))(jnp.zeros((2, 3)))
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.booleans()), max_size=9))
+def test_pack_left(entries):
+    values = np.array([value for value, _ in entries], np.int32)
+    keep = np.array([kept for _, kept in entries], bool)
+    expected = np.full(len(values), 77)
+    expected[: keep.sum()] = values[keep]
+    np.testing.assert_array_equal(pack_left(jnp.asarray(values), jnp.asarray(keep), 77), expected)

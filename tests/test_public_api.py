@@ -1,0 +1,217 @@
+"""Conventions as tests, over every public function."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxprs import dtypes
+
+import jaxctc
+
+FUNCTIONS = {
+    name: getattr(jaxctc, name)
+    for name in jaxctc.__all__
+    if inspect.isfunction(getattr(jaxctc, name))
+}
+RESULTS = {
+    name: getattr(jaxctc, name) for name in jaxctc.__all__ if inspect.isclass(getattr(jaxctc, name))
+}
+ON_THE_HOST = {"validate"}
+
+
+def _arrays():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    labels = rng.integers(1, 4, size=(2, 3)).astype(np.int32)
+    return logits, np.array([[0] * 6, [0] * 5 + [1]]), labels, np.array([[0, 0, 0], [0, 0, 1]])
+
+
+LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS = _arrays()
+CTC = (LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
+TOKENS = (LABELS, LABEL_PADDINGS, LABELS[::-1].copy(), LABEL_PADDINGS[::-1].copy())
+# One batched call of each function; a second one differs in its values only.
+CALLS = {
+    "cer": TOKENS,
+    "collapse": (LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
+    "ctc_loss": CTC,
+    "ctc_loss_with_forward_probs": CTC,
+    "edit_distance": TOKENS,
+    "error_counts": TOKENS,
+    "greedy_decode": (LOGITS, LOGIT_PADDINGS),
+    "is_feasible": CTC,
+    "label_paddings_from": (LABELS - 2,),
+    "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
+    "paddings_to_lengths": (LABEL_PADDINGS,),
+    "required_frames": (LABELS, LABEL_PADDINGS),
+    "validate": CTC,
+}
+STATIC = {"lengths_to_paddings": (1,)}
+# Where the batch stands in the results; these two reduce it, or put time before it.
+REDUCES_THE_BATCH = {"cer"}
+TIME_LEADS = {"ctc_loss_with_forward_probs"}
+
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+every_traced_function = pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ON_THE_HOST))
+
+
+def jitted(name, counter=None):
+    def call(*arguments):
+        if counter is not None:
+            counter.append(name)
+        return FUNCTIONS[name](*arguments)
+
+    return jax.jit(call, static_argnums=STATIC.get(name, ()))
+
+
+def assert_same(left, right):
+    """Same structure, shapes, dtypes and, up to rounding, values."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_every_function_is_called_here():
+    assert set(CALLS) == set(FUNCTIONS)
+
+
+def test_all_is_sorted_and_complete():
+    assert list(jaxctc.__all__) == sorted(jaxctc.__all__)
+    imported = {
+        name for name, value in vars(jaxctc).items() if callable(value) and not name.startswith("_")
+    }
+    assert imported == set(jaxctc.__all__)
+
+
+@every_function
+def test_options_are_keyword_only(name):
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        optional = parameter.default not in (parameter.empty, None)
+        assert not optional or parameter.kind is parameter.KEYWORD_ONLY, parameter
+
+
+@every_function
+def test_everything_is_annotated(name):
+    signature = inspect.signature(FUNCTIONS[name])
+    assert signature.return_annotation is not signature.empty
+    assert all(p.annotation is not p.empty for p in signature.parameters.values())
+
+
+@every_function
+def test_docstring_is_complete(name):
+    """One summary line, every argument, what comes back, what is raised, and an example."""
+    text = inspect.getdoc(FUNCTIONS[name])
+    assert text is not None
+    summary, blank, *_ = text.splitlines()
+    assert summary.endswith(".")
+    assert not blank
+    sections = ["Args:", "Raises:", "Example:"] + ["Returns:"] * (name != "validate")
+    for section in sections:
+        assert re.search(rf"^{section}$", text, re.MULTILINE), section
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters:
+        assert re.search(rf"^  {parameter}: ", text, re.MULTILINE), parameter
+    assert ">>> " in text
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_field_of_a_result_is_documented(name):
+    source = inspect.getsource(RESULTS[name])
+    for field in RESULTS[name]._fields:
+        assert re.search(rf'^    {field}: .*\n    """', source, re.MULTILINE), field
+
+
+@every_traced_function
+def test_eager_is_jit(name):
+    assert_same(FUNCTIONS[name](*CALLS[name]), jitted(name)(*CALLS[name]))
+
+
+@every_traced_function
+def test_batched_is_vmap_is_a_loop(name):
+    static = STATIC.get(name, ())
+    axes = tuple(None if i in static else 0 for i in range(len(CALLS[name])))
+    out_axes = 1 if name in TIME_LEADS else 0
+
+    def one(*arguments):
+        result = FUNCTIONS[name](*arguments)
+        return result[1:] if name in TIME_LEADS else result
+
+    batched = one(*CALLS[name])
+    vmapped = jax.vmap(one, in_axes=axes, out_axes=out_axes)(*CALLS[name])
+    rows = [
+        one(*(a if i in static else a[row] for i, a in enumerate(CALLS[name]))) for row in range(2)
+    ]
+    looped = jax.tree.map(lambda *parts: jnp.stack(parts, out_axes), *rows)
+    assert_same(vmapped, looped)
+    if name not in REDUCES_THE_BATCH:
+        assert_same(vmapped, batched)
+
+
+@every_traced_function
+def test_a_second_call_does_not_trace_again(name):
+    traces = []
+    call = jitted(name, traces)
+    static = STATIC.get(name, ())
+    call(*CALLS[name])
+    call(*(a if i in static else a[::-1].copy() for i, a in enumerate(CALLS[name])))
+    assert traces == [name]
+
+
+@every_function
+def test_lists_will_do(name):
+    arguments = [a.tolist() if isinstance(a, np.ndarray) else a for a in CALLS[name]]
+    given, plain = FUNCTIONS[name](*CALLS[name]), FUNCTIONS[name](*arguments)
+    if name not in ON_THE_HOST:
+        assert_same(given, plain)
+
+
+@every_function
+def test_paddings_may_be_none(name):
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    names = list(parameters)[: len(CALLS[name])]
+    if not any(p.endswith("_paddings") for p in names):
+        pytest.skip("takes no paddings beside its sequences")
+    none = [None if p.endswith("_paddings") else a for p, a in zip(names, CALLS[name], strict=True)]
+    zeros = [
+        np.zeros_like(a) if p.endswith("_paddings") else a
+        for p, a in zip(names, CALLS[name], strict=True)
+    ]
+    if name in ON_THE_HOST:
+        FUNCTIONS[name](*none)
+    else:
+        assert_same(FUNCTIONS[name](*none), FUNCTIONS[name](*zeros))
+
+
+@pytest.mark.usefixtures("x64")
+@every_traced_function
+def test_no_64_bit_values_for_32_bit_inputs(name):
+    """Under x64, a bare Python number or a default dtype would bring them in."""
+    narrow = [
+        a.astype(np.float32 if a.dtype.kind == "f" else np.int32)
+        if isinstance(a, np.ndarray)
+        else a
+        for a in CALLS[name]
+    ]
+    jaxpr = jax.make_jaxpr(FUNCTIONS[name], static_argnums=STATIC.get(name, ()))(*narrow).jaxpr
+    assert not {dtype for dtype in dtypes(jaxpr) if dtype.endswith("64")}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["ctc_loss", "ctc_loss_with_forward_probs"])
+def test_no_64_bit_values_in_the_gradient(name):
+    arguments = [LOGITS, *(a.astype(np.int32) for a in CTC[1:])]
+
+    def total(logits, *rest):
+        return sum(jnp.sum(jnp.where(a > -1e30, a, 0)) for a in FUNCTIONS[name](logits, *rest))
+
+    found = dtypes(jax.make_jaxpr(jax.grad(total))(*arguments).jaxpr)
+    assert "float64" not in found  # JAX itself counts the frames of a reversed scan in int64
+
+
+@every_traced_function
+def test_no_matrix_product(name):
+    """A product at default precision would round to bfloat16 on TPU and TF32 on GPU."""
+    jaxpr = jax.make_jaxpr(FUNCTIONS[name], static_argnums=STATIC.get(name, ()))(*CALLS[name])
+    assert "dot_general" not in str(jaxpr)
