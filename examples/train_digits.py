@@ -83,6 +83,16 @@ def count_errors(model: Reader, batches: Lines) -> jaxctc.ErrorCounts:
     return jax.lax.scan(add, none, batches)[0]
 
 
+@nnx.jit
+def read(model: Reader, lines: Lines) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Class probabilities [B, T, K], decoded labels [B, T] and errors [B] of `[B, …]` lines."""
+    logits = model(lines.images)
+    decoded = jaxctc.greedy_decode(logits, lines.image_paddings).labels
+    no_label = jaxctc.label_paddings_from(decoded)
+    errors = jaxctc.edit_distance(decoded, no_label, lines.labels, lines.label_paddings)
+    return jax.nn.softmax(logits), decoded, errors
+
+
 class Curves(NamedTuple):
     """What training looked like."""
 
@@ -122,12 +132,8 @@ def evaluation_lines(split: str, batches: int) -> Lines:
 
 def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
     """The curves, and a few lines, the worst among them, with what the network saw in each."""
-    logits = model(lines.images)
-    decoded = jaxctc.greedy_decode(logits, lines.image_paddings).labels
-    no_label = jaxctc.label_paddings_from(decoded)
-    errors = jaxctc.edit_distance(decoded, no_label, lines.labels, lines.label_paddings)
-    probabilities = np.asarray(jax.nn.softmax(logits))
-    chosen = [*range(SHOWN - 1), int(jnp.argmax(errors))]
+    probabilities, decoded, errors = map(np.asarray, read(model, lines))
+    chosen = [*range(SHOWN - 1), int(errors.argmax())]
 
     figure = plt.figure(figsize=(12, 3 + 2.6 * SHOWN), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.6 * SHOWN], squeeze=False)[:, 0]
@@ -141,7 +147,7 @@ def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
 
     rows = bottom.subplots(2 * SHOWN, 1, height_ratios=[1, 2.2] * SHOWN)
     for line, image, heat in zip(chosen, rows[::2], rows[1::2], strict=True):
-        width = int(jaxctc.paddings_to_lengths(lines.image_paddings[line]))
+        width = int((~lines.image_paddings[line]).sum())
         truth, guess = _text(lines.labels[line]), _text(decoded[line])
         verdict = "right" if truth == guess else f"errors: {errors[line]}"
         image.imshow(lines.images[line, :width].T, cmap="gray_r", aspect="auto", vmin=0, vmax=1)
@@ -156,8 +162,8 @@ def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
     plt.close(figure)
 
 
-def _text(labels: np.ndarray | jax.Array) -> str:
-    return "".join(str(label - 1) for label in np.asarray(labels) if label > 0)
+def _text(labels: np.ndarray) -> str:
+    return "".join(str(label - 1) for label in labels if label > 0)
 
 
 class _OneLine(argparse.ArgumentParser):
