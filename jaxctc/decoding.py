@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.lattice import find_runs, in_use, normaliser
+from jaxctc.lattice import find_runs, in_use, normaliser, widen
 from jaxctc.padding import pack_left
 
 
@@ -70,7 +70,7 @@ def greedy_decode(
     scores = _checks.class_scores("greedy_decode", "logits", logits)
     padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
-    scores = in_use(scores, ~padded)
+    scores = widen(in_use(scores, ~padded))
     runs = find_runs(lax.argmax(scores, scores.ndim - 1, jnp.int32), ~padded, blank)
 
     best = jnp.max(scores, axis=-1)

@@ -29,12 +29,21 @@ from jaxctc.padding import (
 
 
 class Lattice(NamedTuple):
-    """One CTC graph per example, frames leading, labels packed to the left."""
+    """One CTC graph per example, frames leading, labels packed to the left.
+
+    The log-probability of a class in a frame is `(score - scale) + offset`. Scores keep what they
+    came with, however large; the scale takes that off, and the offset, which is common to all
+    paths, is added up beside the recursion.
+    """
 
     blank_scores: Float[Array, "T *B"]
-    """Log-probability of the blank."""
     label_scores: Float[Array, "T *B N"]
-    """Log-probability of each label; -inf for padding and for ids that are no label."""
+    """-inf for padding and for ids that are no label."""
+    scales: Float[Array, "T *B"]
+    """No score of the frame is larger."""
+    offsets: Float[Array, "T *B"]
+    """0 in padded frames."""
+    labels: Int[Array, "*B N"]
     can_skip: Bool[Array, "*B N"]
     """True where a label may follow the one before it without a blank."""
     is_frame: Bool[Array, "T *B"]
@@ -43,29 +52,37 @@ class Lattice(NamedTuple):
     """True where NaN or +inf stands among the scores of the frames in use."""
 
 
-def build_lattice(inputs: _checks.CtcInputs, *, blank_id: int, logits_normalized: bool) -> Lattice:
-    """The graphs of a batch; `blank_id` already checked, counted from the first class."""
+def build_lattice(inputs: _checks.CtcInputs, *, blank: int, logits_normalized: bool) -> Lattice:
+    """The graphs of a batch.
+
+    Padding is taken off what is left of K classes, not off the logits, which spares a pass over
+    them. That is right for values; for JAX to differentiate through here, NaN in padded frames
+    has to be gone before (`in_use`), for a select does not stop it in a derivative.
+    """
     labels = pack_left(inputs.labels, inputs.is_label)
     count = paddings_to_lengths(~inputs.is_label)
-    is_label = is_emittable(labels, inputs.logits.shape[-1], blank_id)
+    is_label = is_emittable(labels, inputs.logits.shape[-1], blank)
     is_label &= ~lengths_to_paddings(count, labels.shape[-1])
 
-    logits = in_use(inputs.logits, inputs.is_frame)
-    blank_scores = logits[..., blank_id]
-    label_scores = _columns(logits, labels)
-    if not logits_normalized:
-        # Two subtractions, the large one first: adding 1e4 to every logit changes nothing.
-        largest, log_sum = normaliser(logits)
-        blank_scores = (blank_scores - largest) - log_sum
-        label_scores = (label_scores - largest[..., None]) - log_sum[..., None]
+    blank_scores = widen(inputs.logits[..., blank])
+    label_scores = widen(_columns(inputs.logits, labels))
     impossible = jnp.full_like(label_scores, -jnp.inf)
     label_scores = jnp.where(is_label[..., None, :], label_scores, impossible)
+    if logits_normalized:
+        largest = jnp.maximum(blank_scores, jnp.max(label_scores, axis=-1, initial=-jnp.inf))
+        scales = offsets = _finite_scale(largest)
+    else:
+        scales, log_sum = normaliser(inputs.logits)
+        offsets = -log_sum
 
     # Written so that NaN counts as well: it is not less than infinity.
-    fits = jnp.all(label_scores < jnp.inf, axis=-1) & (blank_scores < jnp.inf)
+    fits = jnp.all(label_scores < jnp.inf, axis=-1) & (blank_scores < jnp.inf) & (offsets < jnp.inf)
     return Lattice(
         blank_scores=jnp.moveaxis(blank_scores, -1, 0),
         label_scores=jnp.moveaxis(label_scores, -2, 0),
+        scales=jnp.moveaxis(scales, -1, 0),
+        offsets=jnp.moveaxis(jnp.where(inputs.is_frame, offsets, jnp.zeros_like(offsets)), -1, 0),
+        labels=labels,
         can_skip=~is_repeat(labels, count),
         is_frame=jnp.moveaxis(inputs.is_frame, -1, 0),
         label_count=count,
@@ -74,9 +91,13 @@ def build_lattice(inputs: _checks.CtcInputs, *, blank_id: int, logits_normalized
 
 
 def in_use(logits: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
-    """Scores in at least float32, 0 in padded frames whatever stood there."""
-    logits = jnp.where(is_frame[..., None], logits, jnp.zeros_like(logits))
-    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+    """The logits, 0 in padded frames whatever stood there."""
+    return jnp.where(is_frame[..., None], logits, jnp.zeros_like(logits))
+
+
+def widen(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In at least float32."""
+    return scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
 
 
 def normaliser(
@@ -87,10 +108,58 @@ def normaliser(
     `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
     alone has no distribution; (0, 0) leaves its scores at -inf.
     """
-    largest = lax.stop_gradient(jnp.max(logits, axis=-1))
-    largest = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
-    total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
-    return largest, jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
+    largest = _finite_scale(widen(jnp.max(logits, axis=-1)))
+    total = jnp.sum(jnp.exp(widen(logits) - largest[..., None]), axis=-1)
+    log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
+
+    # A confident frame's total is 1 and a little, and the little has been rounded away. There the
+    # largest class is alone, and the rest can be summed without it. The factor that leaves it out
+    # is no select because XLA:CPU reduces several times slower through one, and the barrier keeps
+    # it from merging the two sums into one slow loop.
+    largest, total = lax.optimization_barrier((largest, total))
+    gap = lax.stop_gradient(widen(logits)) - largest[..., None]
+    rest = jnp.sum(jnp.exp(gap) * jnp.minimum(gap * -1e30, 1), axis=-1)
+    correction = jnp.where(total < 1.5, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
+    return largest, log_sum + lax.stop_gradient(correction)
+
+
+def _finite_scale(largest: Array) -> Array:
+    # Whatever is taken off and put back again has no part in a derivative.
+    largest = lax.stop_gradient(largest)
+    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+
+
+def spread_over_classes(
+    shares: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
+) -> Float[Array, "*B T K"]:
+    """Adds up what belongs to labels of the same class.
+
+    By a product with a matrix of zeros and ones, in full precision, and not by a scatter, whose
+    order of adding is not the same on every run of every device. With more classes than labels
+    the matrix first merges the labels of each class, in the place of the first one, and classes
+    then look up their place.
+    """
+    if classes <= labels.shape[-1]:
+        columns = jnp.arange(classes, dtype=jnp.int32)
+        return _product(shares, labels[..., None] == jnp.expand_dims(columns, range(labels.ndim)))
+    merged = _product(shares, labels[..., None] == labels[..., None, :])
+    return _look_up(merged, labels, classes)
+
+
+def _product(shares: Array, matrix: Bool[Array, "*B N M"]) -> Array:
+    return jnp.matmul(shares, matrix.astype(shares.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _look_up(merged: Array, labels: Array, classes: int) -> Array:
+    @functools.partial(jnp.vectorize, signature="(t,n),(n)->(t,k)")
+    def one(merged, labels):
+        nowhere = labels.shape[0]
+        place = jnp.full(classes, nowhere, jnp.int32)
+        place = place.at[labels].min(jnp.arange(nowhere, dtype=jnp.int32), mode="drop")
+        padded = jnp.concatenate([merged, jnp.zeros_like(merged, shape=(len(merged), 1))], axis=1)
+        return jnp.take(padded, place, axis=1, mode="clip")
+
+    return one(merged, labels)
 
 
 @functools.partial(jnp.vectorize, signature="(t,k),(n)->(t,n)")

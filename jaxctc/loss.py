@@ -1,16 +1,18 @@
 """The CTC loss, and the forward probabilities it is made of."""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.lattice import Lattice, build_lattice
-from jaxctc.recursions import forward, forward_rows
-from jaxctc.semirings import LOG, MAX
+from jaxctc.lattice import Lattice, build_lattice, in_use, spread_over_classes, widen
+from jaxctc.recursions import forward_rows, label_shares, total
+from jaxctc.semirings import LOG, MAX, WIDE, Number, Semiring
 
 
 class LossAndForwardProbs(NamedTuple):
@@ -80,10 +82,10 @@ def ctc_loss(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1.
     """
     inputs = _checks.ctc_inputs("ctc_loss", logits, logit_paddings, labels, label_paddings)
-    lattice = _lattice("ctc_loss", inputs, blank_id, logits_normalized)
-    total = forward(lattice, MAX if max_approx else LOG)
-    epsilon = jnp.zeros_like(total) if zero_infinity else _like(log_epsilon, total)
-    return _loss(total, lattice, epsilon, clamp=not logits_normalized)
+    scores = _scores("ctc_loss", inputs, blank_id, logits_normalized)
+    loss = _plain_loss(scores, inputs, MAX) if max_approx else _loss(scores, inputs)
+    infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
+    return jnp.where(loss == jnp.inf, infinite, loss)
 
 
 def ctc_loss_with_forward_probs(
@@ -135,44 +137,177 @@ def ctc_loss_with_forward_probs(
     """
     function = "ctc_loss_with_forward_probs"
     inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    lattice = _lattice(function, inputs, blank_id, logits_normalized)
-    total, rows = forward_rows(lattice, LOG)
-    epsilon = _like(log_epsilon, total)
-
-    def shown(row: Float[Array, "T *B S"]) -> Float[Array, "T *B S"]:
-        row = jnp.where(row == -jnp.inf, epsilon[None, ..., None], row)
-        return row * _nan_where(lattice.is_broken, row)[None, ..., None]
-
-    return LossAndForwardProbs(
-        _loss(total, lattice, epsilon, clamp=not logits_normalized),
-        shown(rows.blank),
-        shown(rows.label),
-    )
+    scores = _scores(function, inputs, blank_id, logits_normalized)
+    loss, rows = _loss(scores, inputs), _rows(scores, inputs)
+    epsilon = jnp.asarray(log_epsilon, loss.dtype)
+    shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
+    return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
 
 
-def _lattice(
+class _Scores(NamedTuple):
+    """How logits are to be read: the static part of every call."""
+
+    blank: int
+    logits_normalized: bool
+
+
+def _scores(
     function: str, inputs: _checks.CtcInputs, blank_id: int, logits_normalized: bool
-) -> Lattice:
+) -> _Scores:
     blank = _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
-    return build_lattice(inputs, blank_id=blank, logits_normalized=logits_normalized)
+    return _Scores(blank, logits_normalized)
 
 
-def _loss(
-    total: Float[Array, "*B"], lattice: Lattice, log_epsilon: Float[Array, "*B"], *, clamp: bool
+def _semiring(inputs: _checks.CtcInputs) -> Semiring:
+    """What values are computed in: WIDE knows float32 only, and float64 can do without."""
+    return LOG if inputs.logits.dtype == jnp.float64 else WIDE
+
+
+# Values come from WIDE, which JAX cannot differentiate, so each has its rule. The loss has two
+# levels of them, both forward, from which JAX makes reverse mode and every mixture:
+#
+#   loss                 moves by ⟨gradient, movement of the logits⟩, where the gradient is computed
+#                        in the same scans; it is all that reverse mode keeps
+#   (loss, gradient)     moves as the same pair computed in LOG, through which JAX differentiates,
+#                        once for second derivatives, and again for any after them
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _loss(scores: _Scores, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
+    semiring, lattice = _semiring(inputs), build_lattice(inputs, **scores._asdict())
+    return _nats(semiring.decode(total(lattice, semiring)), lattice, scores)
+
+
+@_loss.defjvp
+def _loss_jvp(scores, primals, tangents):
+    (inputs,) = primals
+    loss, gradient = _loss_and_gradient(scores, inputs)
+    movement = _movement(inputs, tangents)
+    return loss, jnp.sum(widen(gradient) * widen(movement), axis=(-2, -1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _loss_and_gradient(
+    scores: _Scores, inputs: _checks.CtcInputs
+) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
+    semiring, lattice = _semiring(inputs), build_lattice(inputs, **scores._asdict())
+    whole, shares = label_shares(lattice, semiring)
+    log_total = semiring.decode(whole)
+    gradient = _gradient(scores, inputs, lattice, log_total > -jnp.inf, shares)
+    return _nats(log_total, lattice, scores), gradient
+
+
+@_loss_and_gradient.defjvp
+def _loss_and_gradient_jvp(scores, primals, tangents):
+    (inputs,) = primals
+
+    def plain(logits):
+        moved = inputs._replace(logits=logits)
+        loss, pullback = jax.vjp(lambda moved: _plain_loss(scores, moved, LOG), moved)
+        return loss, pullback(jnp.ones_like(loss))[0].logits
+
+    movement = _movement(inputs, tangents)
+    _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
+    return _loss_and_gradient(scores, inputs), slopes
+
+
+def _movement(inputs: _checks.CtcInputs, tangents: tuple[_checks.CtcInputs]) -> Array:
+    """How the logits move; what a padded one does has no influence, be it NaN."""
+    return in_use(tangents[0].logits, inputs.is_frame)
+
+
+def _plain_loss(
+    scores: _Scores, inputs: _checks.CtcInputs, semiring: Semiring
 ) -> Float[Array, "*B"]:
-    loss = jnp.where(total == -jnp.inf, -log_epsilon, -total)
-    if clamp:
+    """The loss in operations that JAX differentiates, to any order; in LOG or MAX."""
+    inputs = inputs._replace(logits=in_use(inputs.logits, inputs.is_frame))
+    lattice = build_lattice(inputs, **scores._asdict())
+    return _nats(semiring.decode(total(lattice, semiring)), lattice, scores)
+
+
+def _nats(log_total: Float[Array, "*B"], lattice: Lattice, scores: _Scores) -> Float[Array, "*B"]:
+    impossible = log_total == -jnp.inf
+    loss = -(log_total + _sum_over_frames(lattice.offsets))
+    if not scores.logits_normalized:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
         loss -= lax.stop_gradient(jnp.minimum(loss, jnp.zeros_like(loss)))
+    loss = jnp.where(impossible, jnp.full_like(loss, jnp.inf), loss)
     # A factor, not a select: it makes the gradient NaN too.
     return loss * _nan_where(lattice.is_broken, loss)
+
+
+def _sum_over_frames(offsets: Float[Array, "T *B"]) -> Float[Array, "*B"]:
+    """In blocks, so that the rounding errors of T terms do not add up to T of them."""
+    frames, block = offsets.shape[0], 128
+    padding = [(0, -frames % block)] + [(0, 0)] * (offsets.ndim - 1)
+    blocks = jnp.pad(offsets, padding).reshape(-(-frames // block), block, *offsets.shape[1:])
+    return jnp.sum(jnp.sum(blocks, axis=1), axis=0)
+
+
+def _gradient(
+    scores: _Scores,
+    inputs: _checks.CtcInputs,
+    lattice: Lattice,
+    feasible: Bool[Array, "*B"],
+    shares: Float[Array, "T *B N"],
+) -> Float[Array, "*B T K"]:
+    """softmax - occupancy, or -occupancy alone where the logits are log-probabilities."""
+    classes = inputs.logits.shape[-1]
+    counts = inputs.is_frame & feasible[..., None]
+    occupancies = jnp.moveaxis(shares, 0, -2)
+    occupancies = jnp.where(counts[..., None], occupancies, jnp.zeros_like(occupancies))
+    # Blanks have what labels leave. Below the rounding of that sum it is nothing.
+    left = 1 - jnp.sum(occupancies, axis=-1)
+    left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps, left, jnp.zeros_like(left))
+    column = jnp.arange(classes, dtype=jnp.int32)
+    is_blank = jnp.expand_dims(column == scores.blank, range(left.ndim))
+    by_class = spread_over_classes(occupancies, lattice.labels, classes)
+    by_class = jnp.where(is_blank, left[..., None], by_class)
+
+    gradient = -by_class
+    if not scores.logits_normalized:
+        scale, offset = (jnp.moveaxis(part, 0, -1) for part in (lattice.scales, lattice.offsets))
+        gradient += jnp.exp((widen(inputs.logits) - scale[..., None]) + offset[..., None])
+    broken = _nan_where(lattice.is_broken, gradient)[..., None, None]
+    counts |= inputs.is_frame & lattice.is_broken[..., None]
+    gradient = jnp.where(counts[..., None], gradient * broken, jnp.zeros_like(gradient))
+    return gradient.astype(inputs.logits.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rows(scores: _Scores, inputs: _checks.CtcInputs) -> tuple[Array, Array]:
+    return _log_rows(scores, inputs, _semiring(inputs))
+
+
+@_rows.defjvp
+def _rows_jvp(scores, primals, tangents):
+    (inputs,) = primals
+
+    def plain(logits):
+        logits = in_use(logits, inputs.is_frame)
+        return _log_rows(scores, inputs._replace(logits=logits), LOG)
+
+    _, slopes = jax.jvp(plain, (inputs.logits,), (_movement(inputs, tangents),))
+    return _rows(scores, inputs), slopes
+
+
+def _log_rows(
+    scores: _Scores, inputs: _checks.CtcInputs, semiring: Semiring
+) -> tuple[Array, Array]:
+    """log α after every frame, NaN throughout for a broken example."""
+    lattice = build_lattice(inputs, **scores._asdict())
+    offsets = jnp.cumsum(lattice.offsets, axis=0)[..., None]
+    factor = _nan_where(lattice.is_broken, offsets)[None, ..., None]
+
+    def in_nats(number: Number) -> Array:
+        row = semiring.decode(number)
+        return jnp.where(row == -jnp.inf, row, row + offsets) * factor
+
+    rows = forward_rows(lattice, semiring)
+    return in_nats(rows.blank), in_nats(rows.label)
 
 
 def _nan_where(is_broken: Array, like: Array) -> Array:
     """NaN for a broken example, 1 for others."""
     return jnp.where(is_broken, jnp.asarray(jnp.nan, like.dtype), jnp.asarray(1, like.dtype))
-
-
-def _like(value: ArrayLike, total: Array) -> Array:
-    return jnp.broadcast_to(jnp.asarray(value, total.dtype), total.shape)

@@ -1,51 +1,78 @@
 """How path weights combine: `times` along a path, `plus` across paths.
 
-One recursion over the lattice gives the loss, the best path or the forward probabilities,
-according to the semiring it runs in (Mohri 2002, "Semiring frameworks and algorithms for
-shortest-distance problems").
+One recursion over the lattice gives the loss, its gradient or the best path, according to the
+semiring it runs in (Mohri 2002, "Semiring frameworks and algorithms for shortest-distance
+problems"). The numbers of a semiring are a pytree of arrays of one shape: one array of logarithms
+for LOG and MAX, a mantissa and an exponent for WIDE.
 
-Both semirings here hold logarithms, so their zero, the weight of what cannot happen, is -inf.
-JAX's own `logaddexp` has a NaN gradient where all terms are -inf, and its `maximum` splits the
-gradient of a tie. Here, each with a derivative of every order:
+LOG and MAX are differentiable to every order, and safely so. JAX's own `logaddexp` has a NaN
+gradient where all terms are -inf, and its `maximum` splits the gradient of a tie. Here
 
-    LOG.plus   of zeros alone is zero, with gradient 0 towards each
-               of others: gradients are the terms' shares of the sum
-    MAX.plus   of equal terms: the first gets the whole gradient, so that the gradient of a
-               best-path score is always one path
-    NaN        in any term, the result is NaN
+    LOG   a sum of zeros alone is zero, with gradient 0 towards each;
+          of others, gradients are the terms' shares of the sum
+    MAX   of equal terms one gets the whole gradient, so that the gradient of a best-path score
+          is always one path
+
+WIDE is not differentiable: it takes numbers apart by their bits. Whatever leaves it carries a
+derivative rule of its own (`jaxctc.loss`).
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+
+Number = Any
+"""A pytree of arrays of one shape; which, the semiring knows."""
 
 
 class Semiring(NamedTuple):
     """Numbers that path weights are computed in."""
 
-    zero: float
-    """Weight of an impossible path; neutral in `plus`, absorbing in `times`."""
-    one: float
-    """Weight of an empty path; neutral in `times`."""
-    times: Callable[[Array, Array], Array]
+    zero: Number
+    """Weight of an impossible path, as scalars; neutral in `plus`, absorbing in `times`."""
+    one: Number
+    """Weight of an empty path, as scalars; neutral in `times`."""
+    times: Callable[[Number, Number], Number]
     """Weight of two path pieces in a row."""
-    plus: Callable[..., Array]
-    """Weight of any number of alternatives, given as arrays of one shape."""
+    plus: Callable[..., Number]
+    """Weight of any number of alternatives, given as numbers of one shape."""
+    sum: Callable[[Number], Number]
+    """Weight of all the alternatives along the last axis."""
+    encode: Callable[[Array, Array], Number]
+    """The number `exp(score - scale)`, for scores that are not above their scale."""
+    decode: Callable[[Number], Array]
+    """The logarithm of a number."""
+    share: Callable[[Number, Number, Number], Array]
+    """`a · b / total` as an ordinary float; anything where `total` is zero."""
 
 
-def _log_plus(*terms: Array) -> Array:
+def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
     # The largest term cancels out of value and gradient alike, so it is only a shift. The two
     # selects keep -inf from meeting -inf, and log from meeting 0, in the value and in its
     # derivative: a select after the fact would hide the NaN in the first only.
-    largest = lax.stop_gradient(functools.reduce(jnp.maximum, terms))
+    largest = lax.stop_gradient(largest)
     shift = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
-    total = functools.reduce(jnp.add, (jnp.exp(term - shift) for term in terms))
+    total = sum_over(shift)
     impossible = total == 0
     log_total = jnp.log(jnp.where(impossible, jnp.ones_like(total), total))
     return jnp.where(impossible, jnp.full_like(total, -jnp.inf), shift + log_total)
+
+
+def _log_plus(*terms: Array) -> Array:
+    largest = functools.reduce(jnp.maximum, terms)
+    return _log_of_sum(
+        largest, lambda shift: functools.reduce(jnp.add, (jnp.exp(t - shift) for t in terms))
+    )
+
+
+def _log_sum(terms: Array) -> Array:
+    largest = jnp.max(terms, axis=-1)
+    return _log_of_sum(largest, lambda shift: jnp.sum(jnp.exp(terms - shift[..., None]), axis=-1))
 
 
 def _max_plus(*terms: Array) -> Array:
@@ -56,8 +83,147 @@ def _max_plus(*terms: Array) -> Array:
     return functools.reduce(larger, terms)
 
 
-LOG = Semiring(zero=-jnp.inf, one=0.0, times=jnp.add, plus=_log_plus)
+def _max_sum(terms: Array) -> Array:
+    best = lax.argmax(terms, terms.ndim - 1, jnp.int32)
+    return jnp.take_along_axis(terms, best[..., None], axis=-1)[..., 0]
+
+
+def _identity(number: Array) -> Array:
+    return number
+
+
+def _log_share(a: Array, b: Array, total: Array) -> Array:
+    return jnp.exp(a + b - total)
+
+
+LOG = Semiring(
+    zero=-jnp.inf,
+    one=0.0,
+    times=jnp.add,
+    plus=_log_plus,
+    sum=_log_sum,
+    encode=jnp.subtract,
+    decode=_identity,
+    share=_log_share,
+)
 """Sums over paths: log-probabilities."""
 
-MAX = Semiring(zero=-jnp.inf, one=0.0, times=jnp.add, plus=_max_plus)
+MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 """The best path alone (Viterbi)."""
+
+
+# WIDE numbers: float32 mantissas with an exponent of their own.
+#
+# A log-probability of a long input is a large number: at -6000 neighbouring float32 values lie
+# 5e-4 apart, and that is how wrong each of the T sums of a LOG recursion can be, and its
+# gradients with them. A probability has no such problem, it only does not fit: e^-6000 is zero.
+# So a WIDE number is m · 2^e, a float mantissa and an int32 exponent. Products multiply m and
+# add e; sums bring all terms to the largest exponent. Both cost a rounding of m, one part in
+# 2^24, so T frames cost about √T · 2^-24, relative, whatever the magnitude; and no exp or log is
+# needed on the way, for powers of two are made by writing bits.
+#
+# Invariants
+#   m     in [1, 2) out of `times` and `encode` (up to rounding), in [1, 2 · terms) out of `plus`;
+#         everything accepts the latter
+#   zero  is e = ZERO alone, whatever its m. It is put there by a select and kept there by one:
+#         `times` never leaves it and `plus` returns it for zeros alone. A tiny number in its
+#         place would make an infeasible pair cost thousands of nats, with a real gradient
+#   e     of anything else lies above ZERO; products below are zero. Encoded scores are at most
+#         1, and a sum of paths over T frames at most 3^T, so no int32 can overflow
+#   NaN   does not survive the bits; it is carried outside (`Lattice.is_broken`)
+#
+# The smallest exponents, next to ZERO, are where products of zeros with sums can end up; a
+# number is taken for zero there.
+
+
+class Wide(NamedTuple):
+    """Numbers m · 2^e."""
+
+    mantissa: Float[Array, "..."]
+    exponent: Int[Array, "..."]
+
+
+ZERO = -(1 << 30)
+SMALLEST = ZERO + (1 << 21)
+
+_MANTISSA_BITS = 23
+_BIAS = 127
+_LOG2_E = 1 / math.log(2)
+# log 2 in two parts (Cody & Waite 1980): the first has nine bits, so that its products with
+# integers up to 2^15 are exact.
+_LN2_HI = 355 / 512
+_LN2_LO = math.log(2) - _LN2_HI
+_STEP = 1024
+
+
+def _power_of_two(exponent: Array) -> Array:
+    """2^exponent as a float32 for exponents up to 127; 0 below the normal range."""
+    biased = jnp.maximum(exponent, -_BIAS) + _BIAS
+    return lax.bitcast_convert_type(biased << _MANTISSA_BITS, jnp.float32)
+
+
+def _wide_encode(score: Array, scale: Array) -> Wide:
+    # score - scale = gap + rest exactly (Knuth's two-sum): a large gap must not swallow what
+    # distinguishes one frame from another.
+    gap = score - scale
+    shadow = gap - score
+    rest = (score - (gap - shadow)) - (scale + shadow)
+    possible = gap * _LOG2_E > ZERO
+    gap = jnp.where(possible, gap, jnp.zeros_like(gap))
+    rest = jnp.where(possible, rest, jnp.zeros_like(rest))
+    # gap = coarse · 1024 log 2 + near + far, where near is exact; coarse = far = 0 above -355.
+    coarse = jnp.round(gap * (1 / (_STEP * _LN2_HI)))
+    near, far = gap - coarse * (_STEP * _LN2_HI), coarse * (-_STEP * _LN2_LO)
+    fine = jnp.floor((near + far) * _LOG2_E)
+    mantissa = jnp.exp((near - fine * _LN2_HI) + ((far - fine * _LN2_LO) + rest))
+    exponent = coarse.astype(jnp.int32) * _STEP + fine.astype(jnp.int32)
+    return Wide(mantissa, jnp.where(possible, exponent, jnp.full_like(exponent, ZERO)))
+
+
+def _wide_decode(number: Wide) -> Array:
+    exponent = number.exponent.astype(jnp.float32)
+    value = exponent * _LN2_HI + (exponent * _LN2_LO + jnp.log(number.mantissa))
+    return jnp.where(number.exponent > SMALLEST, value, jnp.full_like(value, -jnp.inf))
+
+
+def _wide_times(a: Wide, b: Wide) -> Wide:
+    bits = lax.bitcast_convert_type(a.mantissa * b.mantissa, jnp.int32)
+    carry = (bits >> _MANTISSA_BITS) - _BIAS
+    one = _BIAS << _MANTISSA_BITS
+    bits = (bits & ((1 << _MANTISSA_BITS) - 1)) | one
+    exponent = a.exponent + b.exponent
+    return Wide(
+        lax.bitcast_convert_type(bits, jnp.float32),
+        jnp.where(exponent > ZERO, exponent + carry, jnp.full_like(exponent, ZERO)),
+    )
+
+
+def _wide_plus(*terms: Wide) -> Wide:
+    largest = functools.reduce(jnp.maximum, (term.exponent for term in terms))
+    scaled = (term.mantissa * _power_of_two(term.exponent - largest) for term in terms)
+    return Wide(functools.reduce(jnp.add, scaled), largest)
+
+
+def _wide_sum(terms: Wide) -> Wide:
+    largest = jnp.max(terms.exponent, axis=-1)
+    scaled = terms.mantissa * _power_of_two(terms.exponent - largest[..., None])
+    return Wide(jnp.sum(scaled, axis=-1), largest)
+
+
+def _wide_share(a: Wide, b: Wide, total: Wide) -> Array:
+    exponent = jnp.maximum(a.exponent + b.exponent, ZERO) - total.exponent
+    mantissa = a.mantissa * b.mantissa / total.mantissa
+    return mantissa * _power_of_two(jnp.minimum(exponent, _BIAS))
+
+
+WIDE = Semiring(
+    zero=Wide(1.0, ZERO),
+    one=Wide(1.0, 0),
+    times=_wide_times,
+    plus=_wide_plus,
+    sum=_wide_sum,
+    encode=_wide_encode,
+    decode=_wide_decode,
+    share=_wide_share,
+)
+"""Sums over paths, exact to float32 at any magnitude; not differentiable."""
