@@ -27,10 +27,14 @@ class CtcInputs(NamedTuple):
     is_label: Bool[Array, "*B N"]
 
 
+def message(function: str, argument: str, requirement: str, got: Any, remedy: str = "") -> str:
+    """The one form of every error: which call, which argument, what came, what to do."""
+    return f"{function}: {argument} must {requirement}; got {got}. {remedy}".rstrip()
+
+
 def fail(function: str, argument: str, requirement: str, got: Any, remedy: str = "") -> NoReturn:
-    """Raises the one kind of error message this library has."""
-    message = f"{function}: {argument} must {requirement}; got {got}."
-    raise ValueError(f"{message} {remedy}".rstrip())
+    """Raises the one kind of error this library has."""
+    raise ValueError(message(function, argument, requirement, got, remedy))
 
 
 def ctc_inputs(

@@ -182,8 +182,14 @@ def _loss(scores: _Scores, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
 def _loss_jvp(scores, primals, tangents):
     (inputs,) = primals
     loss, gradient = _loss_and_gradient(scores, inputs)
-    movement = _movement(inputs, tangents)
-    return loss, jnp.sum(widen(gradient) * widen(movement), axis=(-2, -1))
+    return loss, _along(gradient, tangents[0].logits, inputs.is_frame)
+
+
+# The checkpoint is there for reverse mode to keep its three arguments as they are, the gradient
+# in the dtype of the logits, and not what the product makes of them on the way.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _along(gradient: Array, movement: Array, is_frame: Array) -> Float[Array, "*B"]:
+    return jnp.sum(widen(gradient) * widen(in_use(movement, is_frame)), axis=(-2, -1))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -206,14 +212,9 @@ def _loss_and_gradient_jvp(scores, primals, tangents):
         loss, pullback = jax.vjp(lambda moved: _plain_loss(scores, moved, LOG), moved)
         return loss, pullback(jnp.ones_like(loss))[0].logits
 
-    movement = _movement(inputs, tangents)
+    movement = in_use(tangents[0].logits, inputs.is_frame)
     _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
     return _loss_and_gradient(scores, inputs), slopes
-
-
-def _movement(inputs: _checks.CtcInputs, tangents: tuple[_checks.CtcInputs]) -> Array:
-    """How the logits move; what a padded one does has no influence, be it NaN."""
-    return in_use(tangents[0].logits, inputs.is_frame)
 
 
 def _plain_loss(
@@ -240,8 +241,9 @@ def _nats(log_total: Float[Array, "*B"], lattice: Lattice, scores: _Scores) -> F
 def _sum_over_frames(offsets: Float[Array, "T *B"]) -> Float[Array, "*B"]:
     """In blocks, so that the rounding errors of T terms do not add up to T of them."""
     frames, block = offsets.shape[0], 128
-    padding = [(0, -frames % block)] + [(0, 0)] * (offsets.ndim - 1)
-    blocks = jnp.pad(offsets, padding).reshape(-(-frames // block), block, *offsets.shape[1:])
+    count = -(-frames // block)
+    rest = jnp.zeros_like(offsets, shape=(count * block - frames, *offsets.shape[1:]))
+    blocks = jnp.concatenate([offsets, rest]).reshape(count, block, *offsets.shape[1:])
     return jnp.sum(jnp.sum(blocks, axis=1), axis=0)
 
 
@@ -288,7 +290,8 @@ def _rows_jvp(scores, primals, tangents):
         logits = in_use(logits, inputs.is_frame)
         return _log_rows(scores, inputs._replace(logits=logits), LOG)
 
-    _, slopes = jax.jvp(plain, (inputs.logits,), (_movement(inputs, tangents),))
+    movement = in_use(tangents[0].logits, inputs.is_frame)
+    _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
     return _rows(scores, inputs), slopes
 
 

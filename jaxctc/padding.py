@@ -8,9 +8,9 @@ import functools
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
@@ -178,7 +178,8 @@ def validate(
 ) -> None:
     """Raises for the first example whose data would make its loss infinite or NaN.
 
-    For the host, outside `jit`: it looks at values. Returns None when all is well.
+    It looks at values, so it is for the host. Under `jit` the same call works inside a function
+    given to `jax.experimental.checkify.checkify`, which then returns the same message as an error.
 
     Args:
       logits: scores over classes.
@@ -200,47 +201,69 @@ def validate(
 labels that require 3. Repeated labels need a blank between them: see required_frames.
     """
     inputs = _checks.ctc_inputs("validate", logits, logit_paddings, labels, label_paddings)
-    if any(isinstance(array, Tracer) for array in inputs):
-        remedy = "Under jit use is_feasible, which returns booleans."
-        _checks.fail("validate", "its arguments", "be concrete arrays", "tracers", remedy)
     classes = inputs.logits.shape[-1]
     blank = _checks.class_id("validate", "blank_id", blank_id, classes)
-    _validate_ids(inputs, classes, blank)
+    batch = inputs.logits.ndim - 2
+    _demand(
+        inputs.is_label & ~is_emittable(inputs.labels, classes, blank),
+        batch,
+        "labels",
+        f"be class ids in [0, {classes}) other than the blank {blank}",
+        "{id} at position {at0}",
+        "If this entry is padding, say so in label_paddings (see label_paddings_from).",
+        id=inputs.labels,
+    )
+    required = required_frames(inputs.labels, ~inputs.is_label)
+    frames = paddings_to_lengths(~inputs.is_frame)
+    _demand(
+        required > frames,
+        batch,
+        "labels",
+        "fit into its frames",
+        "{frames} frames for labels that require {required}",
+        "Repeated labels need a blank between them: see required_frames.",
+        frames=frames,
+        required=required,
+    )
+    _demand(
+        ~(inputs.logits < jnp.inf) & inputs.is_frame[..., None],
+        batch,
+        "logits",
+        "be finite or -inf in the frames in use",
+        "{score} at frame {at0}, class {at1}",
+        "The loss of this example is NaN.",
+        score=inputs.logits.astype(jnp.float32),
+    )
 
-    required = np.asarray(required_frames(inputs.labels, ~inputs.is_label))
-    frames = np.asarray(paddings_to_lengths(~inputs.is_frame))
-    for example in _first(required > frames):
-        got = f"{frames[example]} frames for labels that require {required[example]}"
-        remedy = "Repeated labels need a blank between them: see required_frames."
-        where = f"labels{_of(example)}"
-        _checks.fail("validate", where, "fit into its frames", got, remedy)
 
-    scores = np.asarray(inputs.logits).astype(np.float64)
-    broken = ~(scores < np.inf) & np.asarray(inputs.is_frame)[..., None]
-    for *example, frame, column in _first(broken):
-        got = f"{scores[(*example, frame, column)]} at frame {frame}, class {column}"
-        remedy = "The loss of this example is NaN."
-        requirement = "be finite or -inf in the frames in use"
-        _checks.fail("validate", f"logits{_of(example)}", requirement, got, remedy)
+def _demand(
+    faults: Bool[Array, "..."],
+    batch: int,
+    argument: str,
+    requirement: str,
+    got: str,
+    remedy: str,
+    **values: Shaped[Array, "..."],
+) -> None:
+    """Raises for the first fault or, while tracing, has checkify do it.
 
-
-def _validate_ids(inputs: _checks.CtcInputs, classes: int, blank: int) -> None:
-    ids = np.asarray(inputs.labels)
-    wrong = np.asarray(inputs.is_label & ~is_emittable(inputs.labels, classes, blank))
-    for *example, position in _first(wrong):
-        got = f"{ids[(*example, position)]} at position {position}"
-        remedy = "If this entry is padding, say so in label_paddings (see label_paddings_from)."
-        requirement = f"be class ids in [0, {classes}) other than the blank {blank}"
-        _checks.fail("validate", f"labels{_of(example)}", requirement, got, remedy)
-
-
-def _first(faults: np.ndarray) -> list[tuple[int, ...]]:
-    """Index of the first fault, or nothing."""
-    return [tuple(int(i) for i in index) for index in np.argwhere(faults)[:1]]
-
-
-def _of(example: tuple[int, ...] | list[int]) -> str:
-    return f" of example {', '.join(map(str, example))}" if example else ""
+    The message may name what `values` hold where the fault is, and the places `at0`, `at1` … of
+    the fault within its example; the first `batch` axes of `faults` count examples.
+    """
+    if faults.size == 0:
+        return
+    first = jnp.argmax(faults.ravel())
+    place = jnp.unravel_index(first, faults.shape)
+    fields = {f"example{axis}": index for axis, index in enumerate(place[:batch])}
+    fields |= {f"at{axis}": index for axis, index in enumerate(place[batch:])}
+    fields |= {name: value.ravel()[first] for name, value in values.items()}
+    example = ", ".join(f"{{example{axis}}}" for axis in range(batch))
+    subject = f"{argument} of example {example}" if batch else argument
+    message = _checks.message("validate", subject, requirement, got, remedy)
+    if isinstance(faults, Tracer):
+        checkify.check(~faults.any(), message, **fields)
+    elif faults.any():
+        raise ValueError(message.format(**{name: value.item() for name, value in fields.items()}))
 
 
 # What the rest of the library builds on; not re-exported.

@@ -99,7 +99,7 @@ def label_shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Float[Ar
         front, back = lax.optimization_barrier((front, back))
         return (front, back, shares), None
 
-    shares = jnp.zeros(lattice.label_scores.shape, lattice.label_scores.dtype)
+    shares = jnp.zeros_like(lattice.label_scores)
     half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
     (_, _, shares), _ = lax.scan(step, (front, back, shares), (half, *rows), reverse=True)
     return whole, shares[:given]

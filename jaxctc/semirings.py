@@ -217,8 +217,8 @@ def _wide_share(a: Wide, b: Wide, total: Wide) -> Array:
 
 
 WIDE = Semiring(
-    zero=Wide(1.0, ZERO),
-    one=Wide(1.0, 0),
+    zero=Wide(1.0, ZERO),  # pyright: ignore[reportArgumentType]  # scalars, as in every semiring
+    one=Wide(1.0, 0),  # pyright: ignore[reportArgumentType]
     times=_wide_times,
     plus=_wide_plus,
     sum=_wide_sum,

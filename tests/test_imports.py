@@ -50,7 +50,9 @@ def test_nothing_unexpected_from_outside(module):
     names = set(imports((PACKAGE / f"{module}.py").read_text()))
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"jaxctc"}
     assert roots <= MAY_COME_FROM_OUTSIDE
-    assert not {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
+    allowed = {"jax.experimental.checkify"} if module == "padding" else set()
+    unstable = {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
+    assert unstable <= allowed
 
 
 def test_the_arrows_go_round_in_no_circle():

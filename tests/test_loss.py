@@ -32,11 +32,6 @@ forward_probs = jax.jit(
 )
 
 
-def rounding(loss):
-    """An occupancy is a share of e^-loss, so the rounding of a large loss shows in it."""
-    return float(np.finfo(np.float32).eps) * max(32, np.nan_to_num(abs(loss), posinf=0))
-
-
 def every_sequence(classes, blank, longest):
     """All label sequences up to a length, as padded ids."""
     labels = [k for k in range(classes) if k != blank]
@@ -174,8 +169,7 @@ class TestContract:
             np.testing.assert_array_equal(frames, 0)
         else:
             softmax = np.exp(oracles.log_softmax(case.logits[case.frames_in_use]))
-            truth = case.truth()
-            assert_close(frames, softmax - truth.occupancies, rtol=rounding(truth.loss))
+            assert_close(frames, softmax - case.truth().occupancies)
 
     def test_alone_as_in_a_batch(self, case):
         cases = BATCHES[case.blank_id]
@@ -207,8 +201,7 @@ class TestContractInABatch:
             truth = case.truth(logits_normalized=True)
             assert_close(loss[row], truth.loss, err_msg=case.name)
             occupancies = -slope[case.frames_in_use]
-            rtol = rounding(truth.loss)
-            assert_close(occupancies, truth.occupancies, rtol=rtol, err_msg=case.name)
+            assert_close(occupancies, truth.occupancies, err_msg=case.name)
 
     @pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
     def test_narrow_floats(self, blank_id, cases, dtype):
@@ -424,27 +417,6 @@ def test_gradient_of_log_probabilities_is_minus_the_occupancy(rng):
     log_probs = jnp.asarray(oracles.log_softmax(rng.normal(size=(6, 4))), jnp.float32)
     _, gradient = loss_and_gradient(log_probs, None, np.array([1, 2]), None, logits_normalized=True)
     np.testing.assert_allclose(gradient.sum(axis=-1), -1, rtol=1e-5)
-
-
-@pytest.mark.parametrize("order", ["hessian", "jacrev of grad", "jacfwd of jacfwd"])
-def test_second_derivatives(order, rng):
-    logits = rng.normal(size=(5, 3)).astype(np.float32)
-
-    def loss(logits):
-        return ctc_loss(logits, None, jnp.array([1, 1]), None)
-
-    second = {
-        "hessian": jax.hessian(loss),
-        "jacrev of grad": jax.jacrev(jax.grad(loss)),
-        "jacfwd of jacfwd": jax.jacfwd(jax.jacfwd(loss)),
-    }[order]
-    second = jax.jit(second)(logits)
-    gradient, step = jax.jit(jax.grad(loss)), 1e-2
-    for place in np.ndindex(logits.shape):
-        nudge = np.zeros_like(logits)
-        nudge[place] = step
-        truth = (gradient(logits + nudge) - gradient(logits - nudge)) / (2 * step)
-        np.testing.assert_allclose(second[place], truth, atol=2e-4)
 
 
 PUBLISHED = [

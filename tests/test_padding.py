@@ -5,6 +5,7 @@ import pytest
 from cases import CASES, IDS
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental import checkify
 
 from jaxctc import (
     is_feasible,
@@ -111,9 +112,24 @@ def test_validate_names_example_and_cause(fault):
     assert str(error.value) == f"validate: {message}"
 
 
-def test_validate_is_for_the_host():
-    with pytest.raises(ValueError, match="is_feasible"):
-        jax.jit(lambda logits: validate(logits, None, jnp.array([1]), None))(jnp.zeros((2, 3)))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_validate_under_jit(fault):
+    """The same message, by way of checkify."""
+    spoil, message = FAULTS[fault]
+    checked = jax.jit(checkify.checkify(lambda *pair: validate(pair[0], None, pair[1], None)))
+    logits, labels = jnp.zeros((2, 3, 4)), jnp.array([[1, 2], [3, 1]])
+    error, _ = checked(logits, labels)
+    assert error.get() is None
+    error, _ = checked(*spoil(logits, labels))
+    assert error.get().startswith(f"validate: {message}")
+
+
+def test_validate_names_examples_of_any_batch():
+    logits, labels = jnp.zeros((2, 3, 5, 4)), jnp.ones((2, 3, 1), jnp.int32)
+    with pytest.raises(ValueError, match=r"labels of example 1, 2 must"):
+        validate(logits, None, labels.at[1, 2].set(9), None)
+    with pytest.raises(ValueError, match=r"validate: labels must"):
+        validate(logits[0, 0], None, jnp.array([0]), None)
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.booleans()), max_size=9))

@@ -1,40 +1,112 @@
 """The scan itself; what it computes is tested through the loss, against enumeration."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxprs import scans
 from oracles import assert_close
 
 from jaxctc import _checks, ctc_loss, ctc_loss_with_forward_probs
 from jaxctc.lattice import build_lattice
-from jaxctc.recursions import forward, forward_rows
-from jaxctc.semirings import LOG, MAX
+from jaxctc.recursions import forward_rows, label_shares, total
+from jaxctc.semirings import LOG, MAX, WIDE
+
+ARGUMENTS = (jnp.zeros((2, 9, 4)), None, jnp.ones((2, 3), jnp.int32), None)
 
 
-def test_loss_alone_is_one_scan_without_stored_rows():
-    arguments = (jnp.zeros((2, 9, 4)), None, jnp.ones((2, 3), jnp.int32), None)
-    (scan,) = scans(jax.make_jaxpr(ctc_loss)(*arguments).jaxpr)
-    assert scan.params["length"] == 9
+def test_loss_alone_is_one_scan_of_half_the_frames_without_stored_rows():
+    (scan,) = scans(jax.make_jaxpr(ctc_loss)(*ARGUMENTS).jaxpr)
+    assert scan.params["length"] == 5
     assert len(scan.outvars) == scan.params["num_carry"]
 
 
-def test_rows_cost_one_scan_too():
-    arguments = (jnp.zeros((2, 9, 4)), None, jnp.ones((2, 3), jnp.int32), None)
-    assert len(scans(jax.make_jaxpr(ctc_loss_with_forward_probs)(*arguments).jaxpr)) == 1
+def test_loss_and_gradient_are_two_scans_of_half_the_frames():
+    def loss(logits):
+        return ctc_loss(logits, *ARGUMENTS[1:]).sum()
+
+    both = scans(jax.make_jaxpr(jax.value_and_grad(loss))(ARGUMENTS[0]).jaxpr)
+    assert [scan.params["length"] for scan in both] == [5, 5]
 
 
-@pytest.mark.parametrize("semiring", [LOG, MAX], ids=["LOG", "MAX"])
+def lattice_of(logits, no_frame, labels, no_label):
+    inputs = _checks.ctc_inputs("test", logits, no_frame, labels, no_label)
+    return build_lattice(inputs, blank=0, logits_normalized=False)
+
+
+@jax.jit
+def forward_middle_backward(logits, no_frame, labels, no_label):
+    """Log totals of the forward pass alone, where both meet, and of the backward pass alone."""
+
+    def last(rows, lattice):
+        end = lattice.label_count[..., None]
+        blank = jax.tree.map(
+            lambda part: jnp.take_along_axis(part[-1], end, axis=-1)[..., 0], rows.blank
+        )
+        label = jax.tree.map(
+            lambda part: jnp.take_along_axis(part[-1], end - 1, axis=-1)[..., 0], rows.label
+        )
+        return WIDE.decode(WIDE.plus(blank, label))
+
+    arguments = logits, no_frame, labels, no_label
+    there, back = lattice_of(*arguments), lattice_of(*(part[:, ::-1] for part in arguments))
+    return (
+        last(forward_rows(there, WIDE), there),
+        WIDE.decode(total(there, WIDE)),
+        last(forward_rows(back, WIDE), back),
+    )
+
+
+def random_batch(seed, scale, dtype=np.float32):
+    """Frames and labels of different numbers, padded anywhere, all feasible."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(2, 25, 5)) * scale).astype(np.float32).astype(dtype)
+    labels = rng.integers(1, 5, (2, 6))
+    return logits, rng.random((2, 25)) < 0.3, labels, rng.random((2, 6)) < 0.3
+
+
+cases = {"seed": st.integers(0, 2**32 - 1), "scale": st.sampled_from([0.1, 1, 10, 100])}
+
+
+@given(**cases)
+def test_both_passes_and_the_middle_agree(seed, scale):
+    logits, no_frame, labels, no_label = random_batch(seed, scale)
+    no_label[:, 0] = False  # one label at least, for there to be a last one
+    forward, middle, backward = forward_middle_backward(logits, no_frame, labels, no_label)
+    np.testing.assert_allclose(forward, middle, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(backward, middle, rtol=1e-6, atol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnames="semiring")
+def totals_and_shares(arguments, semiring):
+    lattice = lattice_of(*arguments)
+    whole, shares = label_shares(lattice, semiring)
+    counts = lattice.is_frame & (semiring.decode(whole) > -jnp.inf)[None]
+    return semiring.decode(whole), jnp.where(counts[..., None], shares, jnp.zeros_like(shares))
+
+
+@given(**cases)
+def test_wide_agrees_with_log_in_float64(seed, scale):
+    ours = totals_and_shares(random_batch(seed, scale), WIDE)
+    with jax.enable_x64(True):
+        truth = totals_and_shares(random_batch(seed, scale, np.float64), LOG)
+    np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
+
+
+@pytest.mark.parametrize("semiring", [LOG, MAX, WIDE], ids=["LOG", "MAX", "WIDE"])
 def test_rows_end_in_the_total(semiring, rng):
     logits = jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32)
-    inputs = _checks.ctc_inputs("test", logits, None, np.array([[1, 1, 2], [4, 3, 2]]), None)
-    lattice = build_lattice(inputs, blank_id=0, logits_normalized=False)
-    total, rows = forward_rows(lattice, semiring)
-    np.testing.assert_array_equal(total, forward(lattice, semiring))
-    ends = semiring.plus(rows.blank[-1, :, -1], rows.label[-1, :, -1])
-    np.testing.assert_array_equal(total, ends)
+    lattice = lattice_of(logits, None, np.array([[1, 1, 2], [4, 3, 2]]), None)
+    rows = forward_rows(lattice, semiring)
+    ends = jax.tree.map(lambda part: part[-1, :, -1], rows)
+    last = semiring.decode(semiring.plus(ends.blank, ends.label))
+    np.testing.assert_allclose(last, semiring.decode(total(lattice, semiring)), rtol=1e-6)
 
 
 def test_forward_and_backward_enumerations_agree(rng):
@@ -57,8 +129,8 @@ def test_long_narrow_rows_are_stored_right():
         )
     )(jnp.zeros((frames, 2)))
     t = np.arange(1, frames + 1, dtype=np.float64)
-    assert_close(in_label[:, 0], np.log(t), rtol=1e-4)
+    assert_close(in_label[:, 0], np.log(t), rtol=1e-5)
     with np.errstate(divide="ignore"):
-        assert_close(in_blank[:, 1], np.log(t * (t - 1) / 2), rtol=1e-4)
+        assert_close(in_blank[:, 1], np.log(t * (t - 1) / 2), rtol=1e-5)
     np.testing.assert_array_equal(in_blank[:, 0], 0)
-    assert_close(loss, -np.log(frames * (frames + 1) / 2), rtol=1e-4)
+    assert_close(loss, -np.log(frames * (frames + 1) / 2), rtol=1e-5)
