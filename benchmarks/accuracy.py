@@ -81,8 +81,8 @@ def _optax(logits, labels):
 def _keras(logits, labels):
     import keras
 
-    lengths = [jnp.full(1, size) for size in (labels.shape[1], logits.shape[1])]
-    return keras.ops.ctc_loss(labels, logits, *lengths)
+    label_lengths, frames = jnp.full(1, labels.shape[1]), jnp.full(1, logits.shape[1])
+    return jnp.asarray(keras.ops.ctc_loss(labels, logits, label_lengths, frames))
 
 
 def _torch(double: bool) -> Callable[[Problem], Solution]:

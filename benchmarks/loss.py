@@ -53,11 +53,12 @@ def _torch_calls(logits: np.ndarray, labels: np.ndarray) -> list[Call]:
     import torch
 
     scores, targets = torch.tensor(logits, requires_grad=True), torch.tensor(labels)
-    sizes = [torch.full((len(logits),), size) for size in (logits.shape[1], labels.shape[1])]
+    frames = torch.full((len(logits),), logits.shape[1])
+    places = torch.full((len(logits),), labels.shape[1])
 
     def loss() -> torch.Tensor:
         log_probs = scores.log_softmax(-1).transpose(0, 1)
-        return torch.nn.functional.ctc_loss(log_probs, targets, *sizes, reduction="sum")
+        return torch.nn.functional.ctc_loss(log_probs, targets, frames, places, reduction="sum")
 
     def both() -> None:
         scores.grad = None

@@ -70,13 +70,10 @@ def build_lattice(inputs: _checks.CtcInputs, *, blank: int, logits_normalized: b
     label_scores = jnp.where(is_label[..., None, :], label_scores, impossible)
     if logits_normalized:
         largest = jnp.maximum(blank_scores, jnp.max(label_scores, axis=-1, initial=-jnp.inf))
-        scales = offsets = _finite_scale(largest)
+        scales = offsets = _finite_scale(largest)  # NaN and +inf pass into it
     else:
-        scales, log_sum = normaliser(inputs.logits)
+        scales, log_sum = normaliser(inputs.logits)  # NaN if any class is NaN or +inf
         offsets = -log_sum
-
-    # Written so that NaN counts as well: it is not less than infinity.
-    fits = jnp.all(label_scores < jnp.inf, axis=-1) & (blank_scores < jnp.inf) & (offsets < jnp.inf)
     return Lattice(
         blank_scores=jnp.moveaxis(blank_scores, -1, 0),
         label_scores=jnp.moveaxis(label_scores, -2, 0),
@@ -86,7 +83,7 @@ def build_lattice(inputs: _checks.CtcInputs, *, blank: int, logits_normalized: b
         can_skip=~is_repeat(labels, count),
         is_frame=jnp.moveaxis(inputs.is_frame, -1, 0),
         label_count=count,
-        is_broken=jnp.any(~fits & inputs.is_frame, axis=-1),
+        is_broken=jnp.any(~(offsets < jnp.inf) & inputs.is_frame, axis=-1),
     )
 
 

@@ -261,7 +261,7 @@ def _demand(
     subject = f"{argument} of example {example}" if batch else argument
     message = _checks.message("validate", subject, requirement, got, remedy)
     if isinstance(faults, Tracer):
-        checkify.check(~faults.any(), message, **fields)
+        checkify.check(~faults.any(), message, **fields)  # pyright: ignore[reportArgumentType]  # `debug` is not among the fields
     elif faults.any():
         raise ValueError(message.format(**{name: value.item() for name, value in fields.items()}))
 

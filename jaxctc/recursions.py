@@ -83,25 +83,23 @@ def label_shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Float[Ar
 
     def step(carry, stored):
         front, back, shares = carry
-        index, front_label, back_label = stored
+        index, (front_label, back_label) = stored
         mirror = frames - 1 - index
         # The middle frame of an odd number is written twice; the second one is right.
-        front_arrived = _arrive(front, forward, semiring)
-        share = semiring.share(front_arrived.label, back_label, wide)
+        arrived = _arrive(front, forward, semiring)
+        share = semiring.share(arrived.label, back_label, wide)
         shares = lax.dynamic_update_index_in_dim(shares, share, mirror, 0)
-        back_arrived = _arrive(back, backward, semiring)
-        share = semiring.share(front_label, back_arrived.label, wide)
+        frame = _frame(lattice, mirror, semiring, mirror > index)
+        front = _emit(front, arrived, frame, semiring)
+        arrived = _arrive(back, backward, semiring)
+        share = semiring.share(front_label, arrived.label, wide)
         shares = lax.dynamic_update_index_in_dim(shares, share, index, 0)
-        front = _emit(
-            front, front_arrived, _frame(lattice, mirror, semiring, mirror > index), semiring
-        )
-        back = _emit(back, back_arrived, _frame(lattice, index, semiring), semiring)
-        front, back = lax.optimization_barrier((front, back))
+        back = _emit(back, arrived, _frame(lattice, index, semiring), semiring)
         return (front, back, shares), None
 
     shares = jnp.zeros_like(lattice.label_scores)
     half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
-    (_, _, shares), _ = lax.scan(step, (front, back, shares), (half, *rows), reverse=True)
+    (_, _, shares), _ = lax.scan(step, (front, back, shares), (half, rows), reverse=True)
     return whole, shares[:given]
 
 
@@ -143,16 +141,10 @@ def _to_the_middle(
     def step(sides, index):
         front, back = sides
         mirror = frames - 1 - index
-        front = _emit(
-            front, _arrive(front, forward, semiring), _frame(lattice, index, semiring), semiring
-        )
-        back = _emit(
-            back,
-            _arrive(back, backward, semiring),
-            _frame(lattice, mirror, semiring, mirror > index),
-            semiring,
-        )
-        front, back = lax.optimization_barrier((front, back))
+        frame = _frame(lattice, index, semiring)
+        front = _emit(front, _arrive(front, forward, semiring), frame, semiring)
+        frame = _frame(lattice, mirror, semiring, mirror > index)
+        back = _emit(back, _arrive(back, backward, semiring), frame, semiring)
         return (front, back), (front.label, back.label) if keep_rows else None
 
     first = jnp.zeros_like(lattice.label_count)
@@ -233,13 +225,19 @@ def _arrive(states: States, direction: _Pass, semiring: Semiring) -> States:
 
 
 def _emit(states: States, arrived: States, frame: _Frame, semiring: Semiring) -> States:
-    """The states of a frame; a padded one keeps those before it."""
+    """The states of a frame; a padded one keeps those before it.
+
+    XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
+    of. The barriers have it computed once: what arrives, for mantissa and exponent alike, and the
+    result, for the next step and for the stored row.
+    """
     arrived = lax.optimization_barrier(arrived)
     emitted = States(
         semiring.times(arrived.blank, frame.blank), semiring.times(arrived.label, frame.label)
     )
     is_frame = frame.is_frame[..., None]
-    return jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
+    kept = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
+    return lax.optimization_barrier(kept)
 
 
 def _pad(number: Number, pad: tuple[int, int], semiring: Semiring) -> Number:

@@ -396,6 +396,32 @@ def test_best_path_is_one_of_the_paths(rng):
     assert oracles.collapse(path.argmax(axis=-1)) == tuple(labels)
 
 
+def long_input(kind, frames, places):
+    """As benchmarks/accuracy.py makes them, with 32 classes."""
+    rng = np.random.default_rng([len(kind), frames])
+    labels = rng.integers(1, 32, places)
+    logits = rng.normal(size=(frames, 32)).astype(np.float32)
+    path = np.zeros(frames, int)
+    path[np.sort(rng.choice(frames // 2, places, replace=False)) * 2] = labels
+    scale, margin = {"random": (1, 0), "wild": (20, 0), "peaked": (1, 8), "sure": (1, 12)}[kind]
+    logits *= np.float32(scale)
+    logits[np.arange(frames), path] += margin
+    return logits, None, labels.astype(np.int32), None
+
+
+@pytest.mark.parametrize(("frames", "places"), [(100, 20), (1000, 150), (5000, 700)])
+@pytest.mark.parametrize("kind", ["random", "wild", "peaked", "sure"])
+def test_long_inputs_against_float64(kind, frames, places):
+    """Where float32 gradients of other libraries are off by 1e-3 to 1e-1."""
+    logits, *rest = long_input(kind, frames, places)
+    loss, gradient = loss_and_gradient(logits, *rest)
+    with jax.enable_x64(True):
+        truth, slope = loss_and_gradient(logits.astype(np.float64), *rest)
+    absolute = 1e-7 * np.sqrt(frames) if kind == "sure" else 0
+    np.testing.assert_allclose(loss, truth, rtol=4e-7 if kind != "sure" else 0, atol=absolute)
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-5)
+
+
 def test_gradient_against_finite_differences():
     """The oracle's own formula, softmax minus occupancy, checked by the loss alone."""
     logits = np.random.default_rng(2).normal(size=(4, 3))
