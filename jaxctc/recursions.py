@@ -243,7 +243,7 @@ def _emit(states: States, arrived: States, frame: _Frame, semiring: Semiring) ->
 def _pad(number: Number, pad: tuple[int, int], semiring: Semiring) -> Number:
     """Not by `.at[].set`, which XLA:CPU can miscompile (openxla/xla#49176)."""
 
-    def one(part: Array, zero: float) -> Array:
+    def one(part: Array, zero: float | int) -> Array:
         edges = [jnp.full((*part.shape[:-1], width), zero, part.dtype) for width in pad]
         return jnp.concatenate([edges[0], part, edges[1]], axis=-1)
 
