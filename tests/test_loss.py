@@ -396,6 +396,21 @@ def test_best_path_is_one_of_the_paths(rng):
     assert oracles.collapse(path.argmax(axis=-1)) == tuple(labels)
 
 
+def test_the_largest_loss_that_float32_knows():
+    """Exponents end at 2^30 bits, 7.4e8 nats: exact below, impossible beyond."""
+    labels = jnp.array([1, 2])
+
+    def both(gap):
+        return loss_and_gradient(jnp.full((2, 3), gap).at[:, 0].set(0.0), None, labels, None)
+
+    loss, gradient = both(-3e8)
+    np.testing.assert_allclose(loss, 6e8, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[1, -1, 0], [1, 0, -1]], atol=1e-6)
+    loss, gradient = both(-4e8)
+    assert loss == np.inf
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def long_input(kind, frames, places):
     """As benchmarks/accuracy.py makes them, with 32 classes."""
     rng = np.random.default_rng([len(kind), frames])
