@@ -18,6 +18,7 @@ Losses and scores are in nats, times in frames, distances in tokens. A padding i
 entry is not in use, and may sit anywhere.
 """
 
+from jaxctc.alignment import Alignment, forced_align
 from jaxctc.decoding import Hypotheses, greedy_decode
 from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts
 from jaxctc.lattice import collapse
@@ -30,25 +31,45 @@ from jaxctc.padding import (
     required_frames,
     validate,
 )
+from jaxctc.posteriors import (
+    Posteriors,
+    StateLogProbs,
+    alignment_entropy,
+    backward_log_probs,
+    expected_durations,
+    forward_log_probs,
+    posteriors,
+    sample_alignments,
+)
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Alignment",
     "ErrorCounts",
     "ErrorRate",
     "Hypotheses",
     "LossAndForwardProbs",
+    "Posteriors",
+    "StateLogProbs",
+    "alignment_entropy",
+    "backward_log_probs",
     "cer",
     "collapse",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
     "edit_distance",
     "error_counts",
+    "expected_durations",
+    "forced_align",
+    "forward_log_probs",
     "greedy_decode",
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
     "paddings_to_lengths",
+    "posteriors",
     "required_frames",
+    "sample_alignments",
     "validate",
 ]

@@ -124,6 +124,14 @@ def static_int(function: str, argument: str, value: Any) -> int:
         fail(function, argument, "be a static integer", _kind(value), remedy)
 
 
+def count(function: str, argument: str, value: Any, least: int = 0) -> int:
+    """A static number of things."""
+    number = static_int(function, argument, value)
+    if number < least:
+        fail(function, argument, f"be at least {least}", number)
+    return number
+
+
 def class_id(function: str, argument: str, value: Any, classes: int) -> int:
     """A static class id; a negative one counts from the last class."""
     index = static_int(function, argument, value)
@@ -132,6 +140,39 @@ def class_id(function: str, argument: str, value: Any, classes: int) -> int:
         remedy = f"There are K = {classes} classes, the blank included."
         fail(function, argument, requirement, index, remedy)
     return index % classes
+
+
+def wildcard(function: str, value: Any, blank: int) -> int:
+    """A static id for wildcards: no class has to own it, but padding and the blank do not."""
+    index = static_int(function, "wildcard_id", value)
+    if index < 0 or index == blank:
+        requirement = f"be an id from 0 on, and not the blank {blank}"
+        fail(function, "wildcard_id", requirement, index, "The number of classes is a good one.")
+    return index
+
+
+def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
+    """One real number, traced or not."""
+    array = jnp.asarray(value)
+    if array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
+        got = f"an array of {array.dtype}{list(array.shape)}"
+        fail(function, argument, "be one real number", got)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+
+
+def per_class(
+    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
+) -> Float[Array, "*B 1 K"]:
+    """One number per class, for all examples or for each, ready to meet scores of `shape`."""
+    array, batch, classes = jnp.asarray(values), shape[:-2], shape[-1]
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        fail(function, argument, "be real numbers", array.dtype)
+    if array.shape == (classes,):
+        array = jnp.broadcast_to(array, (*batch, classes))
+    if array.shape != (*batch, classes):
+        requirement = f"have shape {(classes,)} or {(*batch, classes)}, [*B, K]"
+        fail(function, argument, requirement, array.shape)
+    return array[..., None, :]
 
 
 def _kind(value: Any) -> str:

@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.lattice import find_runs, in_use, normaliser, widen
+from jaxctc.lattice import find_runs
 from jaxctc.padding import pack_left
+from jaxctc.scores import in_use, normaliser, widen
 
 
 class Hypotheses(NamedTuple):

@@ -26,104 +26,167 @@ from jaxctc.padding import (
     paddings_to_lengths,
     scatter_in_order,
 )
+from jaxctc.scores import Reading, finite_scale, normaliser, widen
+
+
+class Wildcards(NamedTuple):
+    """Where a lattice has wildcards, and what a frame pays for being absorbed by one."""
+
+    scores: Float[Array, "T *B"]
+    in_gap: Bool[Array, "*B N+1"]
+    """True for the blank of a gap between labels in which a wildcard stands."""
 
 
 class Lattice(NamedTuple):
-    """One CTC graph per example, frames leading, labels packed to the left.
+    """One CTC graph per example, labels packed to the left.
 
     The log-probability of a class in a frame is `(score - scale) + offset`. Scores keep what they
     came with, however large; the scale takes that off, and the offset, which is common to all
     paths, is added up beside the recursion.
+
+    A wildcard is no state of its own. It stands in the gap between two labels, where the blank's
+    state is, and lets that state emit its own class as well, at every frame: a gap may be empty
+    or not, so the wildcard may absorb nothing, and no step has to know of it.
     """
 
+    scores: Float[Array, "*B T K"]
+    """As given. A frame's row is read at its labels when the frame's turn comes (`frame_scores`):
+    a table of them for all frames would be N / K times as large, and takes longer to make."""
     blank_scores: Float[Array, "T *B"]
-    label_scores: Float[Array, "T *B N"]
-    """-inf for padding and for ids that are no label."""
     scales: Float[Array, "T *B"]
-    """No score of the frame is larger."""
+    """No score of a blank or a label in the frame is larger."""
     offsets: Float[Array, "T *B"]
     """0 in padded frames."""
     labels: Int[Array, "*B N"]
+    is_label: Bool[Array, "*B N"]
+    """False behind the last label, and for ids that are no label."""
     can_skip: Bool[Array, "*B N"]
     """True where a label may follow the one before it without a blank."""
     is_frame: Bool[Array, "T *B"]
     label_count: Int[Array, "*B"]
     is_broken: Bool[Array, "*B"]
     """True where NaN or +inf stands among the scores of the frames in use."""
+    wildcards: Wildcards | None
+    places: Int[Array, "*B N"]
+    """For each label as given, its place among the packed ones; for the wildcard of gap g, N + g;
+    2 N + 1 for padding, and for all wildcards of a gap but the first."""
 
 
-def build_lattice(inputs: _checks.CtcInputs, *, blank: int, logits_normalized: bool) -> Lattice:
+def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     """The graphs of a batch.
 
     Padding is taken off what is left of K classes, not off the logits, which spares a pass over
     them. That is right for values; for JAX to differentiate through here, NaN in padded frames
     has to be gone before (`in_use`), for a select does not stop it in a derivative.
     """
-    labels = pack_left(inputs.labels, inputs.is_label)
-    count = paddings_to_lengths(~inputs.is_label)
-    is_label = is_emittable(labels, inputs.logits.shape[-1], blank)
+    is_wildcard = inputs.is_label & (inputs.labels == reading.wildcard)
+    if reading.wildcard is None:
+        is_wildcard = jnp.zeros_like(inputs.is_label)
+    is_own = inputs.is_label & ~is_wildcard
+    labels = pack_left(inputs.labels, is_own)
+    count = paddings_to_lengths(~is_own)
+    is_label = is_emittable(labels, inputs.logits.shape[-1], reading.blank)
     is_label &= ~lengths_to_paddings(count, labels.shape[-1])
 
-    blank_scores = widen(inputs.logits[..., blank])
-    label_scores = widen(_columns(inputs.logits, labels))
-    impossible = jnp.full_like(label_scores, -jnp.inf)
-    label_scores = jnp.where(is_label[..., None, :], label_scores, impossible)
-    if logits_normalized:
-        largest = jnp.maximum(blank_scores, jnp.max(label_scores, axis=-1, initial=-jnp.inf))
-        scales = offsets = _finite_scale(largest)  # NaN and +inf pass into it
+    blank_scores = widen(inputs.logits[..., reading.blank])
+    wildcards = None
+    if reading.wildcard is not None:
+        absorbed = widen(inputs.logits[..., reading.wildcard])
+        wildcards = Wildcards(jnp.moveaxis(absorbed, -1, 0), _gaps(is_wildcard, is_own))
+    if reading.logits_normalized:
+        largest = jnp.maximum(blank_scores, _largest(inputs.logits, labels, is_label))
+        if reading.wildcard is not None:
+            largest = jnp.maximum(largest, widen(inputs.logits[..., reading.wildcard]))
+        scales = offsets = finite_scale(largest)  # NaN and +inf pass into it
     else:
         scales, log_sum = normaliser(inputs.logits)  # NaN if any class is NaN or +inf
         offsets = -log_sum
     return Lattice(
+        scores=inputs.logits,
         blank_scores=jnp.moveaxis(blank_scores, -1, 0),
-        label_scores=jnp.moveaxis(label_scores, -2, 0),
         scales=jnp.moveaxis(scales, -1, 0),
         offsets=jnp.moveaxis(jnp.where(inputs.is_frame, offsets, jnp.zeros_like(offsets)), -1, 0),
         labels=labels,
+        is_label=is_label,
         can_skip=~is_repeat(labels, count),
         is_frame=jnp.moveaxis(inputs.is_frame, -1, 0),
         label_count=count,
         is_broken=jnp.any(~(offsets < jnp.inf) & inputs.is_frame, axis=-1),
+        wildcards=wildcards,
+        places=_places(is_own, is_wildcard),
     )
 
 
-def in_use(logits: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
-    """The logits, 0 in padded frames whatever stood there."""
-    return jnp.where(is_frame[..., None], logits, jnp.zeros_like(logits))
+def frame_scores(lattice: Lattice, index: Int[Array, ""]) -> Float[Array, "*B N"]:
+    """The scores of the labels in one frame, -inf for what is no label."""
+
+    @functools.partial(jnp.vectorize, signature="(t,k),(n)->(n)")
+    def one(scores, labels):
+        # Written for one example, the gather keeps a sharded batch where it is.
+        return scores.at[index, labels].get(mode="clip")
+
+    scores = widen(one(lattice.scores, lattice.labels))
+    return jnp.where(lattice.is_label, scores, jnp.full_like(scores, -jnp.inf))
 
 
-def widen(scores: Float[Array, "..."]) -> Float[Array, "..."]:
-    """In at least float32."""
-    return scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
+def label_scores(lattice: Lattice) -> Float[Array, "*B T N"]:
+    """The scores of all labels in all frames, for what cannot do without the table."""
+    scores = widen(_columns(lattice.scores, lattice.labels))
+    return jnp.where(lattice.is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
 
 
-def normaliser(
-    logits: Float[Array, "*B T K"],
-) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-    """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
-
-    `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
-    alone has no distribution; (0, 0) leaves its scores at -inf.
-    """
-    largest = _finite_scale(widen(jnp.max(logits, axis=-1)))
-    total = jnp.sum(jnp.exp(widen(logits) - largest[..., None]), axis=-1)
-    log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
-
-    # A confident frame's total is 1 and a little, and the little has been rounded away. There the
-    # largest class is alone, and the rest can be summed without it. The factor that leaves it out
-    # is no select because XLA:CPU reduces several times slower through one, and the barrier keeps
-    # it from merging the two sums into one slow loop.
-    largest, total = lax.optimization_barrier((largest, total))
-    gap = lax.stop_gradient(widen(logits)) - largest[..., None]
-    rest = jnp.sum(jnp.exp(gap) * jnp.minimum(gap * -1e30, 1), axis=-1)
-    correction = jnp.where(total < 1.5, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
-    return largest, log_sum + lax.stop_gradient(correction)
+def as_given(
+    lattice: Lattice, values: Shaped[Array, "*B R P"], nothing: int | float
+) -> Shaped[Array, "*B R N"]:
+    """What belongs to places, in the order in which the labels were given."""
+    width = values.shape[-1]
+    last = jnp.full_like(values, nothing, shape=(*values.shape[:-1], 1))
+    places = jnp.minimum(lattice.places, jnp.asarray(width, jnp.int32))
+    return _columns(jnp.concatenate([values, last], axis=-1), places)
 
 
-def _finite_scale(largest: Array) -> Array:
-    # Whatever is taken off and put back again has no part in a derivative.
-    largest = lax.stop_gradient(largest)
-    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+def _largest(
+    logits: Float[Array, "*B T K"], labels: Int[Array, "*B N"], is_label: Bool[Array, "*B N"]
+) -> Float[Array, "*B T"]:
+    """Largest score of a label, by way of the shorter of two tables."""
+    classes = logits.shape[-1]
+    if classes <= labels.shape[-1]:
+        counts, scores = _is_spelt(labels, is_label, classes), logits
+    else:
+        counts, scores = is_label, _columns(logits, labels)
+    scores = jnp.where(counts[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
+    return widen(jnp.max(scores, axis=-1, initial=-jnp.inf))
+
+
+def _is_spelt(labels: Array, is_label: Array, classes: int) -> Bool[Array, "*B K"]:
+    @functools.partial(jnp.vectorize, signature="(n),(n)->(k)")
+    def one(labels, is_label):
+        return jnp.zeros_like(is_label, shape=(classes,)).at[labels].max(is_label, mode="drop")
+
+    return one(labels, is_label)
+
+
+def _gaps(is_wildcard: Bool[Array, "*B N"], is_own: Bool[Array, "*B N"]) -> Bool[Array, "*B N+1"]:
+    """Gap g lies behind g labels."""
+
+    @functools.partial(jnp.vectorize, signature="(n),(n)->(m)")
+    def one(is_wildcard, gap):
+        gaps = jnp.zeros_like(is_wildcard, shape=(gap.shape[0] + 1,))
+        return gaps.at[gap].max(is_wildcard, mode="drop")
+
+    return one(is_wildcard, jnp.cumsum(is_own, axis=-1, dtype=jnp.int32))
+
+
+def _places(is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]) -> Int[Array, "*B N"]:
+    labels = is_own.shape[-1]
+    before = jnp.cumsum(is_own, axis=-1, dtype=jnp.int32)
+    wildcards = jnp.cumsum(is_wildcard, axis=-1, dtype=jnp.int32) - is_wildcard.astype(jnp.int32)
+    at_the_last_label = lax.cummax(
+        jnp.where(is_own, wildcards, jnp.zeros_like(wildcards)), wildcards.ndim - 1
+    )
+    is_first = is_wildcard & (wildcards == at_the_last_label)
+    nowhere = jnp.full_like(before, 2 * labels + 1)
+    return jnp.where(is_own, before - 1, jnp.where(is_first, labels + before, nowhere))
 
 
 def spread_over_classes(
@@ -161,7 +224,6 @@ def _look_up(merged: Array, labels: Array, classes: int) -> Array:
 
 @functools.partial(jnp.vectorize, signature="(t,k),(n)->(t,n)")
 def _columns(scores, ids):
-    # A gather written for one example keeps a sharded batch where it is.
     return jnp.take(scores, ids, axis=1, mode="clip")
 
 

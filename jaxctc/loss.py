@@ -10,9 +10,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.lattice import Lattice, build_lattice, in_use, spread_over_classes, widen
-from jaxctc.recursions import forward_rows, label_shares, total
-from jaxctc.semirings import LOG, MAX, WIDE, Number, Semiring
+from jaxctc.lattice import Lattice, build_lattice, spread_over_classes
+from jaxctc.posteriors import (
+    log_rows,
+    nan_where,
+    occupancies,
+    value_semiring,
+)
+from jaxctc.recursions import Shares, shares, total
+from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
+from jaxctc.semirings import LOG, MAX, Semiring
 
 
 class LossAndForwardProbs(NamedTuple):
@@ -37,6 +44,10 @@ def ctc_loss(
     logits_normalized: bool = False,
     max_approx: bool = False,
     zero_infinity: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
 ) -> Float[Array, "*B"]:
     r"""Negative log-probability of `labels`, summed over all their alignments, in nats.
 
@@ -60,6 +71,18 @@ def ctc_loss(
         negative loss.
       max_approx: static; True scores the best alignment alone, with the gradient of that one.
       zero_infinity: static; True makes the loss of an infeasible pair 0.
+      label_priors: log-probabilities of the classes, the blank included, `[K]` or `[*B, K]`:
+        the log of their average posterior, say. Alignments are then weighed by
+        p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
+        be negative. A class with prior -inf is as one with score +inf.
+      prior_scale: how much of them counts. May be traced.
+      wildcard_id: static id, not the blank; best `K`. Where it stands among the labels, any
+        number of frames may pass unexplained, none included: in the gap between the labels
+        beside it every frame is either a blank or absorbed, with the probability of all
+        classes but the blank times exp(-wildcard_penalty). An alignment is then a path that
+        says so; some frames can be explained in two ways, and the loss may be negative.
+        Wildcards side by side are as one.
+      wildcard_penalty: nats for every absorbed frame. May be traced.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -70,7 +93,8 @@ def ctc_loss(
       it has no influence.
 
     Raises:
-      ValueError: if shapes disagree, labels are not integers or `blank_id` is not a class.
+      ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
+        `wildcard_id` is negative or the blank.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:
@@ -78,12 +102,21 @@ def ctc_loss(
       >>> ctc_loss(jnp.zeros((2, 2)), None, jnp.array([1]), None).round(4)
       Array(0.2877, dtype=float32)
 
+      A wildcard alone explains anything:
+
+      >>> float(ctc_loss(jnp.zeros((2, 2)), None, jnp.array([2]), None, wildcard_id=2))
+      0.0
+
     References:
-      Graves et al. 2006, "Connectionist temporal classification", section 4.1.
+      Graves et al. 2006, "Connectionist temporal classification", section 4.1. Priors: Huang
+      et al. 2024, "Less peaky and more accurate CTC forced alignment by label priors". Wildcard:
+      after the star of Pratap et al. 2022, "Star temporal classification".
     """
-    inputs = _checks.ctc_inputs("ctc_loss", logits, logit_paddings, labels, label_paddings)
-    scores = _scores("ctc_loss", inputs, blank_id, logits_normalized)
-    loss = _plain_loss(scores, inputs, MAX) if max_approx else _loss(scores, inputs)
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
+    loss = _plain_loss(reading, inputs, MAX) if max_approx else _loss(reading, inputs)
     infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
     return jnp.where(loss == jnp.inf, infinite, loss)
 
@@ -106,13 +139,9 @@ def ctc_loss_with_forward_probs(
     optax the last row alone also holds the step behind it).
 
     Args:
-      logits: arguments and options as of `ctc_loss`.
-      logit_paddings: as there.
-      labels: as there.
-      label_paddings: as there.
-      blank_id: as there.
+      logits, logit_paddings, labels, label_paddings: as of `ctc_loss`.
+      blank_id, logits_normalized: as there.
       log_epsilon: as there; it stands for log 0 in the rows, too.
-      logits_normalized: as there.
 
     Returns:
       `(loss, logalpha_blank, logalpha_nonblank)`, time leading. A padded frame repeats the row
@@ -135,32 +164,14 @@ def ctc_loss_with_forward_probs(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
-    function = "ctc_loss_with_forward_probs"
-    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    scores = _scores(function, inputs, blank_id, logits_normalized)
-    loss, rows = _loss(scores, inputs), _rows(scores, inputs)
+    options = Options(blank_id, logits_normalized)
+    reading, inputs = read(
+        "ctc_loss_with_forward_probs", logits, logit_paddings, labels, label_paddings, options
+    )
+    loss, rows = _loss(reading, inputs), log_rows(reading, inputs, backward=False)
     epsilon = jnp.asarray(log_epsilon, loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
-
-
-class _Scores(NamedTuple):
-    """How logits are to be read: the static part of every call."""
-
-    blank: int
-    logits_normalized: bool
-
-
-def _scores(
-    function: str, inputs: _checks.CtcInputs, blank_id: int, logits_normalized: bool
-) -> _Scores:
-    blank = _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
-    return _Scores(blank, logits_normalized)
-
-
-def _semiring(inputs: _checks.CtcInputs) -> Semiring:
-    """What values are computed in: WIDE knows float32 only, and float64 can do without."""
-    return LOG if inputs.logits.dtype == jnp.float64 else WIDE
 
 
 # Values come from WIDE, which JAX cannot differentiate, so each has its rule. The loss has two
@@ -173,15 +184,15 @@ def _semiring(inputs: _checks.CtcInputs) -> Semiring:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss(scores: _Scores, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring, lattice = _semiring(inputs), build_lattice(inputs, **scores._asdict())
-    return _nats(semiring.decode(total(lattice, semiring)), lattice, scores)
+def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
+    semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
+    return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
 @_loss.defjvp
-def _loss_jvp(scores, primals, tangents):
+def _loss_jvp(reading, primals, tangents):
     (inputs,) = primals
-    loss, gradient = _loss_and_gradient(scores, inputs)
+    loss, gradient = _loss_and_gradient(reading, inputs)
     return loss, _along(gradient, tangents[0].logits, inputs.is_frame)
 
 
@@ -194,123 +205,72 @@ def _along(gradient: Array, movement: Array, is_frame: Array) -> Float[Array, "*
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss_and_gradient(
-    scores: _Scores, inputs: _checks.CtcInputs
+    reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
-    semiring, lattice = _semiring(inputs), build_lattice(inputs, **scores._asdict())
-    whole, shares = label_shares(lattice, semiring)
+    semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
+    whole, parts = shares(lattice, semiring)
     log_total = semiring.decode(whole)
-    gradient = _gradient(scores, inputs, lattice, log_total > -jnp.inf, shares)
-    return _nats(log_total, lattice, scores), gradient
+    gradient = _gradient(reading, inputs, lattice, log_total > -jnp.inf, parts)
+    return _nats(log_total, lattice, reading), gradient
 
 
 @_loss_and_gradient.defjvp
-def _loss_and_gradient_jvp(scores, primals, tangents):
+def _loss_and_gradient_jvp(reading, primals, tangents):
     (inputs,) = primals
 
     def plain(logits):
         moved = inputs._replace(logits=logits)
-        loss, pullback = jax.vjp(lambda moved: _plain_loss(scores, moved, LOG), moved)
+        loss, pullback = jax.vjp(lambda moved: _plain_loss(reading, moved, LOG), moved)
         return loss, pullback(jnp.ones_like(loss))[0].logits
 
     movement = in_use(tangents[0].logits, inputs.is_frame)
     _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
-    return _loss_and_gradient(scores, inputs), slopes
+    return _loss_and_gradient(reading, inputs), slopes
 
 
 def _plain_loss(
-    scores: _Scores, inputs: _checks.CtcInputs, semiring: Semiring
+    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring
 ) -> Float[Array, "*B"]:
     """The loss in operations that JAX differentiates, to any order; in LOG or MAX."""
     inputs = inputs._replace(logits=in_use(inputs.logits, inputs.is_frame))
-    lattice = build_lattice(inputs, **scores._asdict())
-    return _nats(semiring.decode(total(lattice, semiring)), lattice, scores)
+    lattice = build_lattice(inputs, reading)
+    return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
-def _nats(log_total: Float[Array, "*B"], lattice: Lattice, scores: _Scores) -> Float[Array, "*B"]:
+def _nats(log_total: Float[Array, "*B"], lattice: Lattice, reading: Reading) -> Float[Array, "*B"]:
     impossible = log_total == -jnp.inf
-    loss = -(log_total + _sum_over_frames(lattice.offsets))
-    if not scores.logits_normalized:
+    loss = 0 - (log_total + sum_over_frames(lattice.offsets))  # and not -0
+    if not reading.logits_normalized:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
         loss -= lax.stop_gradient(jnp.minimum(loss, jnp.zeros_like(loss)))
     loss = jnp.where(impossible, jnp.full_like(loss, jnp.inf), loss)
     # A factor, not a select: it makes the gradient NaN too.
-    return loss * _nan_where(lattice.is_broken, loss)
-
-
-def _sum_over_frames(offsets: Float[Array, "T *B"]) -> Float[Array, "*B"]:
-    """In blocks, so that the rounding errors of T terms do not add up to T of them."""
-    frames, block = offsets.shape[0], 128
-    count = -(-frames // block)
-    rest = jnp.zeros_like(offsets, shape=(count * block - frames, *offsets.shape[1:]))
-    blocks = jnp.concatenate([offsets, rest]).reshape(count, block, *offsets.shape[1:])
-    return jnp.sum(jnp.sum(blocks, axis=1), axis=0)
+    return loss * nan_where(lattice.is_broken, loss)
 
 
 def _gradient(
-    scores: _Scores,
+    reading: Reading,
     inputs: _checks.CtcInputs,
     lattice: Lattice,
     feasible: Bool[Array, "*B"],
-    shares: Float[Array, "T *B N"],
+    parts: Shares,
 ) -> Float[Array, "*B T K"]:
     """softmax - occupancy, or -occupancy alone where the logits are log-probabilities."""
     classes = inputs.logits.shape[-1]
-    counts = inputs.is_frame & feasible[..., None]
-    occupancies = jnp.moveaxis(shares, 0, -2)
-    occupancies = jnp.where(counts[..., None], occupancies, jnp.zeros_like(occupancies))
-    # Blanks have what labels leave. Below the rounding of that sum it is nothing.
-    left = 1 - jnp.sum(occupancies, axis=-1)
-    left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps, left, jnp.zeros_like(left))
-    column = jnp.arange(classes, dtype=jnp.int32)
-    is_blank = jnp.expand_dims(column == scores.blank, range(left.ndim))
-    by_class = spread_over_classes(occupancies, lattice.labels, classes)
-    by_class = jnp.where(is_blank, left[..., None], by_class)
+    found = occupancies(lattice, feasible, parts)
+    column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
+    by_class = spread_over_classes(found.label, lattice.labels, classes)
+    by_class = jnp.where(column == reading.blank, found.blank[..., None], by_class)
+    if found.gap is not None:
+        absorbed = jnp.sum(found.gap, axis=-1, keepdims=True)
+        by_class = jnp.where(column == reading.wildcard, absorbed, by_class)
 
     gradient = -by_class
-    if not scores.logits_normalized:
+    if not reading.logits_normalized:
         scale, offset = (jnp.moveaxis(part, 0, -1) for part in (lattice.scales, lattice.offsets))
         gradient += jnp.exp((widen(inputs.logits) - scale[..., None]) + offset[..., None])
-    broken = _nan_where(lattice.is_broken, gradient)[..., None, None]
-    counts |= inputs.is_frame & lattice.is_broken[..., None]
+    broken = nan_where(lattice.is_broken, gradient)[..., None, None]
+    counts = inputs.is_frame & (feasible | lattice.is_broken)[..., None]
     gradient = jnp.where(counts[..., None], gradient * broken, jnp.zeros_like(gradient))
     return gradient.astype(inputs.logits.dtype)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(scores: _Scores, inputs: _checks.CtcInputs) -> tuple[Array, Array]:
-    return _log_rows(scores, inputs, _semiring(inputs))
-
-
-@_rows.defjvp
-def _rows_jvp(scores, primals, tangents):
-    (inputs,) = primals
-
-    def plain(logits):
-        logits = in_use(logits, inputs.is_frame)
-        return _log_rows(scores, inputs._replace(logits=logits), LOG)
-
-    movement = in_use(tangents[0].logits, inputs.is_frame)
-    _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
-    return _rows(scores, inputs), slopes
-
-
-def _log_rows(
-    scores: _Scores, inputs: _checks.CtcInputs, semiring: Semiring
-) -> tuple[Array, Array]:
-    """log α after every frame, NaN throughout for a broken example."""
-    lattice = build_lattice(inputs, **scores._asdict())
-    offsets = jnp.cumsum(lattice.offsets, axis=0)[..., None]
-    factor = _nan_where(lattice.is_broken, offsets)[None, ..., None]
-
-    def in_nats(number: Number) -> Array:
-        row = semiring.decode(number)
-        return jnp.where(row == -jnp.inf, row, row + offsets) * factor
-
-    rows = forward_rows(lattice, semiring)
-    return in_nats(rows.blank), in_nats(rows.label)
-
-
-def _nan_where(is_broken: Array, like: Array) -> Array:
-    """NaN for a broken example, 1 for others."""
-    return jnp.where(is_broken, jnp.asarray(jnp.nan, like.dtype), jnp.asarray(1, like.dtype))

@@ -23,16 +23,21 @@ where `arrived` is alpha one step further, before the emission of frame t. Going
 way, each pass through the half that the other has stored, gives the share of every label in every
 frame, arrived(s) · beta_t(s) / total, in twice as many steps, with half of what two whole passes
 would store, and without dividing by an emission that may be zero.
+
+What follows one path at a time (`jaxctc.paths`) needs no table over frames and labels: there the
+forward pass leaves the states at every so many frames, and what lies between is computed again when
+the backward sweep comes to it (`sweep`).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxctc.lattice import Lattice
+from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
 from jaxctc.semirings import Number, Semiring
 
@@ -46,15 +51,19 @@ class States(NamedTuple):
     """[*B, N]"""
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
+    """What a frame multiplies the states by."""
+
     blank: Number
-    """Emission of every blank, [*B, 1]."""
+    """Emission of the blanks, [*B, 1]; [*B, N+1] where some are wildcards' gaps."""
     label: Number
     """Emission of each label, [*B, N]."""
+    absorbed: Array | None
+    """Share of a gap's emission that is its wildcard's, [*B, 1]."""
     is_frame: Bool[Array, "*B"]
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """What differs between the two directions."""
 
     pad: tuple[int, int]
@@ -65,97 +74,185 @@ class _Pass(NamedTuple):
     """Whether the label may be entered from the next one, too."""
 
 
+class Stored(NamedTuple):
+    """What a pass leaves behind for the other one; blanks only where they may be wildcards."""
+
+    blank: Number | None
+    label: Number
+
+
+class Shares(NamedTuple):
+    """Parts of the total, per frame; anything in padded frames and where the total is zero."""
+
+    label: Float[Array, "T *B N"]
+    gap: Float[Array, "T *B N+1"] | None
+    """Of the wildcards; None without them."""
+
+
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
-    lattice = _with_a_frame(lattice)
+    lattice = with_a_frame(lattice)
     front, back, _ = _to_the_middle(lattice, semiring, keep_rows=False)
     return _meet(front, back, lattice, semiring)
 
 
-def label_shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Float[Array, "T *B N"]]:
-    """The total, and each label's share of it in every frame; anything in padded frames."""
-    given, lattice = lattice.is_frame.shape[0], _with_a_frame(lattice)
+def shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Shares]:
+    """The total, and what each label and each wildcard has of it in every frame."""
+    given, lattice = lattice.is_frame.shape[0], with_a_frame(lattice)
     front, back, rows = _to_the_middle(lattice, semiring, keep_rows=True)
     whole = _meet(front, back, lattice, semiring)
     wide = jax.tree.map(lambda part: part[..., None], whole)
-    forward, backward = _passes(lattice)
+    forward, backward = passes(lattice)
     frames = lattice.is_frame.shape[0]
 
+    def put(row: Shares, front: Stored, back: Stored, frame: Frame, index: Array) -> Shares:
+        here = _share(front, back, wide, frame, lattice, semiring)
+        return jax.tree.map(
+            lambda part, now: lax.dynamic_update_index_in_dim(part, now, index, 0), row, here
+        )
+
     def step(carry, stored):
-        front, back, shares = carry
-        index, (front_label, back_label) = stored
+        front, back, found = carry
+        index, (front_stored, back_stored) = stored
         mirror = frames - 1 - index
         # The middle frame of an odd number is written twice; the second one is right.
-        arrived = _arrive(front, forward, semiring)
-        share = semiring.share(arrived.label, back_label, wide)
-        shares = lax.dynamic_update_index_in_dim(shares, share, mirror, 0)
-        frame = _frame(lattice, mirror, semiring, mirror > index)
-        front = _emit(front, arrived, frame, semiring)
-        arrived = _arrive(back, backward, semiring)
-        share = semiring.share(front_label, arrived.label, wide)
-        shares = lax.dynamic_update_index_in_dim(shares, share, index, 0)
-        back = _emit(back, arrived, _frame(lattice, index, semiring), semiring)
-        return (front, back, shares), None
+        frame = frame_at(lattice, mirror, semiring, mirror > index)
+        arrived = arrive(front, forward, semiring)
+        found = put(found, _stored(arrived, lattice), back_stored, frame, mirror)
+        front = emit(front, arrived, frame, semiring)
+        frame = frame_at(lattice, index, semiring)
+        arrived = arrive(back, backward, semiring)
+        found = put(found, front_stored, _stored(arrived, lattice), frame, index)
+        back = emit(back, arrived, frame, semiring)
+        return (front, back, found), None
 
-    shares = jnp.zeros_like(lattice.label_scores)
+    labels, dtype = lattice.labels.shape[-1], lattice.scales.dtype
+    shape = (frames, *lattice.label_count.shape)
+    empty = Shares(
+        jnp.zeros((*shape, labels), dtype),
+        None if lattice.wildcards is None else jnp.zeros((*shape, labels + 1), dtype),
+    )
     half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
-    (_, _, shares), _ = lax.scan(step, (front, back, shares), (half, rows), reverse=True)
-    return whole, shares[:given]
+    (_, _, found), _ = lax.scan(step, (front, back, empty), (half, rows), reverse=True)
+    return whole, jax.tree.map(lambda part: part[:given], found)
 
 
-def forward_rows(lattice: Lattice, semiring: Semiring) -> States:
-    """The states after every frame, stacked `[T, *B, …]`.
+def rows(lattice: Lattice, semiring: Semiring, *, backward: bool) -> States:
+    """The states of every frame, stacked `[T, *B, …]`, from one of the two passes.
 
-    A padded frame repeats the row before it. States beyond the labels in use are zero.
+    A padded frame repeats the row that the pass came from. States beyond the labels in use are
+    zero.
     """
-    given, lattice = lattice.is_frame.shape[0], _with_a_frame(lattice)
-    forward, _ = _passes(lattice)
+    given, lattice = lattice.is_frame.shape[0], with_a_frame(lattice)
+    direction = passes(lattice)[int(backward)]
 
     def step(states: States, index: Int[Array, ""]) -> tuple[States, States]:
-        arrived = _arrive(states, forward, semiring)
-        states = _emit(states, arrived, _frame(lattice, index, semiring), semiring)
+        arrived = arrive(states, direction, semiring)
+        states = emit(states, arrived, frame_at(lattice, index, semiring), semiring)
         return states, states
 
-    first = jnp.zeros_like(lattice.label_count)
+    count = lattice.label_count
+    edge = virtual_row(count if backward else jnp.zeros_like(count), lattice, semiring)
     frames = jnp.arange(lattice.is_frame.shape[0], dtype=jnp.int32)
-    _, rows = lax.scan(step, _virtual(first, lattice, semiring), frames)
-    rows = jax.tree.map(lambda part: part[:given], rows)
-    labels, count = lattice.can_skip.shape[-1], lattice.label_count
+    _, stacked = lax.scan(step, edge, frames, reverse=backward)
+    stacked = jax.tree.map(lambda part: part[:given], stacked)
+    labels = lattice.labels.shape[-1]
     return States(
-        _where(lengths_to_paddings(count + 1, labels + 1)[None], semiring.zero, rows.blank),
-        _where(lengths_to_paddings(count, labels)[None], semiring.zero, rows.label),
+        where(lengths_to_paddings(count + 1, labels + 1)[None], semiring.zero, stacked.blank),
+        where(lengths_to_paddings(count, labels)[None], semiring.zero, stacked.label),
     )
+
+
+def sweep(
+    step: Callable[[Any, Array], tuple[Any, Any]],
+    visit: Callable[[Any, Any, Array], tuple[Any, Any]],
+    first: Any,
+    turn: Callable[[Any], Any],
+    *,
+    frames: int,
+    checkpoint_every: int,
+) -> Any:
+    """Goes forward over the frames and back over what the forward pass has seen.
+
+    `step(states, index)` returns the next states and what `visit` is to know of this frame; `turn`
+    makes the first value of `visit`'s carry from the last states; `visit(carry, seen, index)`
+    returns the next carry and an output. Past the last frame, indices go on up to a multiple of
+    `checkpoint_every`, and both have to take them for padded frames.
+
+    The states at every `checkpoint_every`-th frame are kept, and what was seen during one such
+    stretch. With as many as there are frames, `step` runs once for each of them; else almost twice.
+
+    Returns:
+      The last states and the outputs of `visit`, frames leading.
+    """
+    stretches = -(-frames // checkpoint_every)
+
+    def indices(stretch: Array) -> Array:
+        offsets = jnp.arange(checkpoint_every, dtype=jnp.int32)
+        return stretch * checkpoint_every + offsets
+
+    def skim(states: Any, stretch: Array) -> tuple[Any, Any]:
+        after, _ = lax.scan(lambda at, index: (step(at, index)[0], None), states, indices(stretch))
+        return after, states
+
+    def back(carry: Any, seen: Any, stretch: Array) -> tuple[Any, Any]:
+        inputs = (seen, indices(stretch))
+        return lax.scan(lambda at, now: visit(at, *now), carry, inputs, reverse=True)
+
+    def again(carry: Any, kept: tuple[Any, Array]) -> tuple[Any, Any]:
+        start, stretch = kept
+        _, seen = lax.scan(step, start, indices(stretch))
+        return back(carry, seen, stretch)
+
+    earlier, last = (
+        jnp.arange(stretches - 1, dtype=jnp.int32),
+        jnp.asarray(stretches - 1, jnp.int32),
+    )
+    start, starts = lax.scan(skim, first, earlier)
+    end, seen = lax.scan(step, start, indices(last))
+    carry, latest = back(turn(end), seen, last)
+    _, outputs = lax.scan(again, carry, (starts, earlier), reverse=True)
+
+    def join(earlier: Array, latest: Array) -> Array:
+        flat = earlier.reshape((stretches - 1) * checkpoint_every, *latest.shape[1:])
+        return jnp.concatenate([flat, latest])[:frames]
+
+    return end, jax.tree.map(join, outputs, latest)
 
 
 def _to_the_middle(
     lattice: Lattice, semiring: Semiring, *, keep_rows: bool
-) -> tuple[States, States, tuple[Number, Number] | None]:
-    """Both passes up to where they meet, and the rows of labels they leave behind.
+) -> tuple[States, States, tuple[Stored, Stored] | None]:
+    """Both passes up to where they meet, and the rows they leave behind.
 
     Step i takes frame i forward and frame T - 1 - i backward; the middle frame of an odd number
     belongs to the forward pass.
     """
-    forward, backward = _passes(lattice)
+    forward, backward = passes(lattice)
     frames = lattice.is_frame.shape[0]
 
     def step(sides, index):
         front, back = sides
         mirror = frames - 1 - index
-        frame = _frame(lattice, index, semiring)
-        front = _emit(front, _arrive(front, forward, semiring), frame, semiring)
-        frame = _frame(lattice, mirror, semiring, mirror > index)
-        back = _emit(back, _arrive(back, backward, semiring), frame, semiring)
-        return (front, back), (front.label, back.label) if keep_rows else None
+        frame = frame_at(lattice, index, semiring)
+        front = emit(front, arrive(front, forward, semiring), frame, semiring)
+        frame = frame_at(lattice, mirror, semiring, mirror > index)
+        back = emit(back, arrive(back, backward, semiring), frame, semiring)
+        rows = (_stored(front, lattice), _stored(back, lattice)) if keep_rows else None
+        return (front, back), rows
 
     first = jnp.zeros_like(lattice.label_count)
-    ends = (_virtual(first, lattice, semiring), _virtual(lattice.label_count, lattice, semiring))
+    ends = (
+        virtual_row(first, lattice, semiring),
+        virtual_row(lattice.label_count, lattice, semiring),
+    )
     half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
     (front, back), rows = lax.scan(step, ends, half)
     return front, back, rows
 
 
 def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> Number:
-    arrived = _arrive(front, _passes(lattice)[0], semiring)
+    arrived = arrive(front, passes(lattice)[0], semiring)
     joint = jax.tree.map(
         lambda *parts: jnp.concatenate(parts, axis=-1),
         semiring.times(arrived.blank, back.blank),
@@ -164,67 +261,104 @@ def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> 
     return semiring.sum(joint)
 
 
-def _with_a_frame(lattice: Lattice) -> Lattice:
+def _stored(states: States, lattice: Lattice) -> Stored:
+    return Stored(None if lattice.wildcards is None else states.blank, states.label)
+
+
+def _share(
+    front: Stored, back: Stored, whole: Number, frame: Frame, lattice: Lattice, semiring: Semiring
+) -> Shares:
+    label = semiring.share(front.label, back.label, whole)
+    if lattice.wildcards is None:
+        return Shares(label, None)
+    gap = semiring.share(front.blank, back.blank, whole) * frame.absorbed
+    return Shares(label, jnp.where(lattice.wildcards.in_gap, gap, jnp.zeros_like(gap)))
+
+
+def with_a_frame(lattice: Lattice) -> Lattice:
     """Gives an input without frames a padded one: the steps have to index something."""
     if lattice.is_frame.shape[0] > 0:
         return lattice
-    rows = ("blank_scores", "label_scores", "scales", "offsets", "is_frame")
+
+    def row(part: Array) -> Array:
+        return jnp.zeros_like(part, shape=(1, *part.shape[1:]))
+
+    wildcards = lattice.wildcards
+    if wildcards is not None:
+        wildcards = wildcards._replace(scores=row(wildcards.scores))
+    scores = lattice.scores
     return lattice._replace(
-        **{
-            name: jnp.zeros_like(part, shape=(1, *part.shape[1:]))
-            for name, part in lattice._asdict().items()
-            if name in rows
-        }
+        scores=jnp.zeros_like(scores, shape=(*scores.shape[:-2], 1, scores.shape[-1])),
+        blank_scores=row(lattice.blank_scores),
+        scales=row(lattice.scales),
+        offsets=row(lattice.offsets),
+        is_frame=row(lattice.is_frame),
+        wildcards=wildcards,
     )
 
 
-def _passes(lattice: Lattice) -> tuple[_Pass, _Pass]:
+def passes(lattice: Lattice) -> tuple[Pass, Pass]:
+    """Forward and backward."""
     nothing = jnp.zeros_like(lattice.can_skip[..., :1])
     after = jnp.concatenate([lattice.can_skip[..., 1:], nothing], axis=-1)
     after = after[..., : lattice.can_skip.shape[-1]]  # without labels, nothing to skip either
     return (
-        _Pass((1, 0), slice(None, -1), lattice.can_skip),
-        _Pass((0, 1), slice(1, None), after),
+        Pass((1, 0), slice(None, -1), lattice.can_skip),
+        Pass((0, 1), slice(1, None), after),
     )
 
 
-def _virtual(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
+def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
     """Weight one in one blank of each example."""
-    labels, dtype = lattice.can_skip.shape[-1], lattice.label_scores.dtype
+    labels, dtype = lattice.can_skip.shape[-1], lattice.scales.dtype
     label = _full(semiring.zero, lattice.can_skip.shape, dtype)
     blank = _full(semiring.zero, (*place.shape, labels + 1), dtype)
     here = ~lengths_to_paddings(place + 1, labels + 1) & lengths_to_paddings(place, labels + 1)
-    return States(_where(here, semiring.one, blank), label)
+    return States(where(here, semiring.one, blank), label)
 
 
-def _frame(
+def frame_at(
     lattice: Lattice, index: Int[Array, ""], semiring: Semiring, counts: Array | None = None
-) -> _Frame:
+) -> Frame:
     """One frame's emissions. Indexed here and not by the scan, whose slices would be copies."""
 
     def at(rows: Array) -> Array:
         return lax.dynamic_index_in_dim(rows, index, 0, keepdims=False)
 
     scale = at(lattice.scales)[..., None]
+    blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
+    label = semiring.encode(frame_scores(lattice, index), scale)
+    absorbed, wildcards = None, lattice.wildcards
+    if wildcards is not None:
+        wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
+        either = semiring.plus(blank, wildcard)
+        one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
+        absorbed = semiring.share(wildcard, one, either)
+        blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
     is_frame = at(lattice.is_frame)
-    return _Frame(
-        semiring.encode(at(lattice.blank_scores)[..., None], scale),
-        semiring.encode(at(lattice.label_scores), scale),
-        is_frame if counts is None else is_frame & counts,
-    )
+    return Frame(blank, label, absorbed, is_frame if counts is None else is_frame & counts)
 
 
-def _arrive(states: States, direction: _Pass, semiring: Semiring) -> States:
-    """The states one step further, before the emission of the frame."""
+def predecessors(
+    states: States, direction: Pass, semiring: Semiring
+) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
+    """Where a path into each blank and into each label can come from, the state itself first.
+
+    In the order blank 0, label 0, blank 1, … that is no step back, one, and for labels two.
+    """
     beside = _pad(states.label, direction.pad, semiring)
     near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
-    skipped = _where(~direction.can_skip, semiring.zero, near[1])
-    return States(
-        semiring.plus(states.blank, beside), semiring.plus(states.label, near[0], skipped)
-    )
+    skipped = where(~direction.can_skip, semiring.zero, near[1])
+    return (states.blank, beside), (states.label, near[0], skipped)
 
 
-def _emit(states: States, arrived: States, frame: _Frame, semiring: Semiring) -> States:
+def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
+    """The states one step further, before the emission of the frame."""
+    blank, label = predecessors(states, direction, semiring)
+    return States(semiring.plus(*blank), semiring.plus(*label))
+
+
+def emit(states: States, arrived: States, frame: Frame, semiring: Semiring) -> States:
     """The states of a frame; a padded one keeps those before it.
 
     XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
@@ -250,7 +384,7 @@ def _pad(number: Number, pad: tuple[int, int], semiring: Semiring) -> Number:
     return jax.tree.map(one, number, semiring.zero)
 
 
-def _where(condition: Array, constant: Number, number: Number) -> Number:
+def where(condition: Array, constant: Number, number: Number) -> Number:
     """A constant of the semiring where the condition holds."""
     return jax.tree.map(
         lambda part, value: jnp.where(condition, jnp.asarray(value, part.dtype), part),

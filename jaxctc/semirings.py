@@ -48,7 +48,7 @@ class Semiring(NamedTuple):
     decode: Callable[[Number], Array]
     """The logarithm of a number."""
     share: Callable[[Number, Number, Number], Array]
-    """`a · b / total` as an ordinary float; anything where `total` is zero."""
+    """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
 
 
 def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
@@ -93,6 +93,7 @@ def _identity(number: Array) -> Array:
 
 
 def _log_share(a: Array, b: Array, total: Array) -> Array:
+    total = jnp.where(total == -jnp.inf, jnp.zeros_like(total), total)
     return jnp.exp(a + b - total)
 
 

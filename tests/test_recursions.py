@@ -14,7 +14,8 @@ from oracles import assert_close
 
 from jaxctc import _checks, ctc_loss, ctc_loss_with_forward_probs
 from jaxctc.lattice import build_lattice
-from jaxctc.recursions import forward_rows, label_shares, total
+from jaxctc.recursions import rows, shares, total
+from jaxctc.scores import Reading
 from jaxctc.semirings import LOG, MAX, WIDE
 
 ARGUMENTS = (jnp.zeros((2, 9, 4)), None, jnp.ones((2, 3), jnp.int32), None)
@@ -36,29 +37,29 @@ def test_loss_and_gradient_are_two_scans_of_half_the_frames():
 
 def lattice_of(logits, no_frame, labels, no_label):
     inputs = _checks.ctc_inputs("test", logits, no_frame, labels, no_label)
-    return build_lattice(inputs, blank=0, logits_normalized=False)
+    return build_lattice(inputs, Reading(blank=0, logits_normalized=False))
 
 
 @jax.jit
 def forward_middle_backward(logits, no_frame, labels, no_label):
     """Log totals of the forward pass alone, where both meet, and of the backward pass alone."""
 
-    def last(rows, lattice):
+    def last(stacked, lattice):
         end = lattice.label_count[..., None]
         blank = jax.tree.map(
-            lambda part: jnp.take_along_axis(part[-1], end, axis=-1)[..., 0], rows.blank
+            lambda part: jnp.take_along_axis(part[-1], end, axis=-1)[..., 0], stacked.blank
         )
         label = jax.tree.map(
-            lambda part: jnp.take_along_axis(part[-1], end - 1, axis=-1)[..., 0], rows.label
+            lambda part: jnp.take_along_axis(part[-1], end - 1, axis=-1)[..., 0], stacked.label
         )
         return WIDE.decode(WIDE.plus(blank, label))
 
     arguments = logits, no_frame, labels, no_label
     there, back = lattice_of(*arguments), lattice_of(*(part[:, ::-1] for part in arguments))
     return (
-        last(forward_rows(there, WIDE), there),
+        last(rows(there, WIDE, backward=False), there),
         WIDE.decode(total(there, WIDE)),
-        last(forward_rows(back, WIDE), back),
+        last(rows(back, WIDE, backward=False), back),
     )
 
 
@@ -85,9 +86,11 @@ def test_both_passes_and_the_middle_agree(seed, scale):
 @functools.partial(jax.jit, static_argnames="semiring")
 def totals_and_shares(arguments, semiring):
     lattice = lattice_of(*arguments)
-    whole, shares = label_shares(lattice, semiring)
+    whole, parts = shares(lattice, semiring)
     counts = lattice.is_frame & (semiring.decode(whole) > -jnp.inf)[None]
-    return semiring.decode(whole), jnp.where(counts[..., None], shares, jnp.zeros_like(shares))
+    return semiring.decode(whole), jnp.where(
+        counts[..., None], parts.label, jnp.zeros_like(parts.label)
+    )
 
 
 @given(**cases)
@@ -104,8 +107,8 @@ def test_wide_agrees_with_log_in_float64(seed, scale):
 def test_rows_end_in_the_total(semiring, rng):
     logits = jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32)
     lattice = lattice_of(logits, None, np.array([[1, 1, 2], [4, 3, 2]]), None)
-    rows = forward_rows(lattice, semiring)
-    ends = jax.tree.map(lambda part: part[-1, :, -1], rows)
+    stacked = rows(lattice, semiring, backward=False)
+    ends = jax.tree.map(lambda part: part[-1, :, -1], stacked)
     last = semiring.decode(semiring.plus(ends.blank, ends.label))
     np.testing.assert_allclose(last, semiring.decode(total(lattice, semiring)), rtol=1e-6)
 

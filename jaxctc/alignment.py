@@ -1,0 +1,209 @@
+"""Which frames belong to which label: the best alignment of known labels."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc import _checks
+from jaxctc.lattice import Lattice, as_given, build_lattice
+from jaxctc.paths import Paths, best_path, shares_along
+from jaxctc.posteriors import frame_ids, nan_where, with_log_derivative
+from jaxctc.scores import Options, Reading, in_use, normaliser, read, sum_over_frames, widen
+from jaxctc.semirings import Semiring
+
+
+class Alignment(NamedTuple):
+    """The best path through known labels; -1 wherever there is no frame or no label."""
+
+    frame_labels: Int[Array, "*B T"]
+    """The class of each frame, blanks included."""
+    starts: Int[Array, "*B N"]
+    """First frame of each label."""
+    ends: Int[Array, "*B N"]
+    """Last frame of each label, itself included."""
+    confidences: Float[Array, "*B N"]
+    """In [0, 1]: the largest posterior probability of the label in a frame of its own."""
+    score: Float[Array, "*B"]
+    """Log-probability of the path, in nats."""
+
+
+def forced_align(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    checkpoint_every: int | None = None,
+    band: int | None = None,
+) -> Alignment:
+    """The most likely path that spells `labels` (Viterbi), and where each label lies on it.
+
+    Of equally likely paths one is returned: going back from the end, a path stays in its state
+    while that is as good as any other way. Memory is 3 / 8 byte per frame and label, or grows
+    with √T · N (see `checkpoint_every`): an hour of audio fits.
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id: as there. On the best path, a frame in a wildcard's gap is absorbed where that
+        costs less than the blank. The wildcard's frames run from the first such one to the last;
+        blanks between them belong to it, and cost no penalty.
+      wildcard_penalty: as there.
+      checkpoint_every: static number of frames. Back-pointers are kept for so many frames at a
+        time, and the states at each of these distances; all pointers but the last lot are
+        computed twice. None keeps all pointers while they take less than 64 MB, and else those
+        of 4 √T frames. The path is the same.
+      band: static number of labels. At each frame only so many labels on either side of the
+        diagonal, from the first label in the first frame to the last in the last, may be passed;
+        time and memory shrink accordingly. None lets paths pass anywhere.
+
+    Returns:
+      `Alignment`, with labels in the places where they were given. Spans are ordered and
+      disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`); blanks alone belong to
+      no span. A wildcard that absorbs nothing has no frames. The confidence of a label is the
+      largest value that `jaxctc.posteriors` (of all alignments, in the band or not) has for it in
+      a frame that is its own on the path. `score` is differentiable (the gradient of a path),
+      confidences are. Where the labels cannot be aligned all is -1 and the score -inf; where the
+      loss is NaN all is -1 and the score NaN.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`; if `checkpoint_every` is not positive or `band` is
+        negative.
+
+    Example:
+      >>> path = jnp.array([0, 2, 2, 0, 1])
+      >>> best = forced_align(9.0 * jax.nn.one_hot(path, 3), None, jnp.array([2, 1]), None)
+      >>> best.frame_labels.tolist(), best.starts.tolist(), best.ends.tolist()
+      ([0, 2, 2, 0, 1], [1, 4], [2, 4])
+
+    References:
+      Kürzinger et al. 2020, "CTC-segmentation of large corpora for German end-to-end speech
+      recognition", section 2; Hirschberg 1975 and Grice, Hughey and Speck 1997, "Reduced space
+      sequence alignment", for the checkpoints.
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read("forced_align", logits, logit_paddings, labels, label_paddings, options)
+    if checkpoint_every is not None:
+        checkpoint_every = _checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
+    if band is not None:
+        band = _checks.count("forced_align", "band", band)
+
+    lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
+    best, found = best_path(lattice, checkpoint_every=checkpoint_every, band=band)
+    best = jax.tree.map(lambda part: jnp.moveaxis(part[..., 0], 0, -1), best)
+    places = _places(lattice, best)
+    starts, ends = _spans(places, 2 * lattice.labels.shape[-1] + 1)
+    stretches = _fill(best, starts, ends)
+    stretches = jax.tree.map(lambda part: part[..., None, :], stretches)
+    frame_labels = frame_ids(lattice, reading, stretches, found, wildcard_id)[..., 0, :]
+
+    is_found = found & ~lattice.is_broken
+    along = _shares_along(reading, inputs, places)
+    shown = as_given(lattice, jnp.stack([starts, ends], axis=-2), -1)
+    shown = jnp.where(is_found[..., None, None], shown, jnp.full_like(shown, -1))
+    sure = as_given(lattice, _largest(along, places, starts)[..., None, :], -1)[..., 0, :]
+    sure = jnp.where(is_found[..., None], sure, jnp.full_like(sure, -1))
+    score = _score(inputs, reading, lattice, best, found)
+    return Alignment(frame_labels, shown[..., 0, :], shown[..., 1, :], sure, score)
+
+
+def _places(lattice: Lattice, path: Paths) -> Int[Array, "*B T"]:
+    """The place (`Lattice.places`) of the label or wildcard in each frame; 2 N + 1 for none."""
+    labels = lattice.labels.shape[-1]
+    which = path.states >> 1
+    nowhere = jnp.full_like(which, 2 * labels + 1)
+    places = jnp.where(path.states & 1 == 1, which, nowhere)
+    places = jnp.where(path.absorbed, which + labels, places)
+    return jnp.where(jnp.moveaxis(lattice.is_frame, 0, -1), places, nowhere)
+
+
+def _spans(places: Int[Array, "*B T"], count: int) -> tuple[Int[Array, "*B P"], Int[Array, "*B P"]]:
+    """First and last frame at each place; -1 for a place that no frame is at."""
+
+    @functools.partial(jnp.vectorize, signature="(t)->(p),(p)")
+    def one(places: Array) -> tuple[Array, Array]:
+        frames = jnp.arange(places.shape[0], dtype=jnp.int32)
+        far = jnp.full_like(places, places.shape[0], shape=(count,))
+        first = far.at[places].min(frames, mode="drop")
+        last = jnp.full_like(far, -1).at[places].max(frames, mode="drop")
+        return jnp.where(last < 0, last, first), last
+
+    return one(places)
+
+
+def _fill(path: Paths, starts: Int[Array, "*B P"], ends: Int[Array, "*B P"]) -> Paths:
+    """The path with all frames between those that a wildcard absorbs absorbed, too."""
+
+    @functools.partial(jnp.vectorize, signature="(p),(p),(t)->(t)")
+    def between(starts: Array, ends: Array, gaps: Array) -> Array:
+        labels = starts.shape[0] // 2
+        frames = jnp.arange(gaps.shape[0], dtype=jnp.int32)
+        place = jnp.minimum(gaps + labels, starts.shape[0] - 1)
+        return (starts[place] <= frames) & (frames <= ends[place])
+
+    is_between = between(starts, ends, path.states >> 1) & (path.states & 1 == 0)
+    return path._replace(absorbed=is_between)
+
+
+@with_log_derivative
+def _shares_along(
+    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring, places: Int[Array, "*B T"]
+) -> Float[Array, "*B T"]:
+    lattice = build_lattice(inputs, reading)
+    return jnp.moveaxis(shares_along(lattice, semiring, jnp.moveaxis(places, -1, 0)), 0, -1)
+
+
+def _largest(
+    along: Float[Array, "*B T"], places: Int[Array, "*B T"], starts: Int[Array, "*B P"]
+) -> Float[Array, "*B P"]:
+    """Largest share at each place, -1 where there is none. At most 1, whatever the rounding."""
+
+    @functools.partial(jnp.vectorize, signature="(t),(t),(p)->(p)")
+    def one(along: Array, places: Array, starts: Array) -> Array:
+        return jnp.full_like(along, -1, shape=starts.shape).at[places].max(along, mode="drop")
+
+    return one(jnp.minimum(along, jnp.ones_like(along)), places, starts)
+
+
+def _score(
+    inputs: _checks.CtcInputs,
+    reading: Reading,
+    lattice: Lattice,
+    path: Paths,
+    found: Bool[Array, "*B"],
+) -> Float[Array, "*B"]:
+    """Log-probability of the path, summed anew: its gradient is that of the path's own scores."""
+    logits = in_use(inputs.logits, inputs.is_frame)
+    labels = jnp.concatenate(
+        [lattice.labels, jnp.zeros_like(lattice.labels[..., :1], shape=(*found.shape, 1))], axis=-1
+    )
+
+    @functools.partial(jnp.vectorize, signature="(t,k),(n),(t),(t)->(t)")
+    def emitted(logits: Array, labels: Array, states: Array, absorbed: Array) -> Array:
+        blank = jnp.full_like(states, reading.blank)
+        classes = jnp.where(states & 1 == 1, jnp.take(labels, states >> 1, mode="clip"), blank)
+        if reading.wildcard is not None:
+            classes = jnp.where(absorbed, jnp.full_like(classes, reading.wildcard), classes)
+        return jnp.take_along_axis(logits, classes[:, None], axis=1, mode="clip")[:, 0]
+
+    scores = widen(emitted(logits, labels, path.states, path.absorbed))
+    if not reading.logits_normalized:
+        largest, log_sum = normaliser(logits)
+        scores = (scores - largest) - log_sum
+    scores = jnp.where(inputs.is_frame, scores, jnp.zeros_like(scores))
+    score = sum_over_frames(jnp.moveaxis(scores, -1, 0))
+    score = jnp.where(found, score, jnp.full_like(score, -jnp.inf))
+    return score * nan_where(lattice.is_broken, score)

@@ -1,0 +1,505 @@
+"""What the lattice knows beside its total: probabilities of states, durations, entropy, samples."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
+
+from jaxctc import _checks, recursions
+from jaxctc.lattice import Lattice, as_given, build_lattice, label_scores
+from jaxctc.paths import Paths, sample_paths
+from jaxctc.scores import Options, Reading, in_use, read
+from jaxctc.semirings import LOG, WIDE, Number, Semiring
+
+
+class StateLogProbs(NamedTuple):
+    """What `forward_log_probs` and `backward_log_probs` return."""
+
+    blank: Float[Array, "T *B N+1"]
+    """Of the blank before each label and of the one behind the last."""
+    label: Float[Array, "T *B N"]
+    """Of each label."""
+
+
+class Posteriors(NamedTuple):
+    """What `posteriors` returns."""
+
+    blank: Float[Array, "*B T"]
+    """Probability that the frame is a blank."""
+    label: Float[Array, "*B T N"]
+    """Probability that the frame belongs to the label."""
+
+
+def forward_log_probs(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> StateLogProbs:
+    r"""Log-probability of every path beginning, per frame and state: log α, in nats.
+
+    `blank[t, ..., n]` is that of all beginnings over the frames up to t that have spelt the
+    first n labels and are in a blank at frame t; `label[t, ..., n]` of those in label n. Both
+    include frame t. The sum of α over the last blank and the last label, at the last frame, is
+    the probability of the labels.
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there. A wildcard has no row: the frames it absorbs are
+        among those of its gap's blank.
+
+    Returns:
+      `(blank, label)`, time leading, differentiable. A padded frame repeats the row before it;
+      before the first frame in use that is 0 for blank 0 and -inf elsewhere. Labels count
+      without padding and wildcards; entries beyond the last one are -inf. NaN throughout where
+      the loss is NaN.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`.
+
+    Example:
+      One of four equally likely paths of two frames is in the first blank at the end, one in
+      the second, two in the label:
+
+      >>> alpha = forward_log_probs(jnp.zeros((2, 2)), None, jnp.array([1]), None)
+      >>> jnp.exp(alpha.blank[-1]).round(4).tolist(), jnp.exp(alpha.label[-1]).round(4).tolist()
+      ([0.25, 0.25], [0.5])
+
+    References:
+      Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read(
+        "forward_log_probs", logits, logit_paddings, labels, label_paddings, options
+    )
+    return log_rows(reading, inputs, backward=False)
+
+
+def backward_log_probs(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> StateLogProbs:
+    r"""Log-probability of every path ending, per frame and state: log β, in nats.
+
+    `blank[t, ..., n]` is that of all endings over the frames from t on that are in a blank at
+    frame t and go on to spell the labels from n on; `label[t, ..., n]` of those that are in
+    label n at frame t. Both include frame t, like the forward rows, so the log-probability of
+    all paths through a state is forward + backward - (log-probability of the state's class).
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there. A wildcard has no row: the frames it absorbs are
+        among those of its gap's blank.
+
+    Returns:
+      `(blank, label)`, time leading, differentiable. A padded frame repeats the row behind it;
+      behind the last frame in use that is 0 for the blank after the last label and -inf
+      elsewhere. Labels count without padding and wildcards; entries beyond the last one are
+      -inf. NaN throughout where the loss is NaN.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`.
+
+    Example:
+      From the first frame on, one of four equally likely paths starts in the blank and ends in
+      the label; two start in the label:
+
+      >>> beta = backward_log_probs(jnp.zeros((2, 2)), None, jnp.array([1]), None)
+      >>> jnp.exp(beta.blank[0]).round(4).tolist(), jnp.exp(beta.label[0]).round(4).tolist()
+      ([0.25, 0.25], [0.5])
+
+    References:
+      Graves et al. 2006, "Connectionist temporal classification", section 4.1, β.
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read(
+        "backward_log_probs", logits, logit_paddings, labels, label_paddings, options
+    )
+    return log_rows(reading, inputs, backward=True)
+
+
+def posteriors(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> Posteriors:
+    r"""How likely it is, given the labels, that a frame belongs to each of them or is a blank.
+
+    .. math:: \gamma_t(s) = \frac{\sum_{\pi: \pi_t = s} p(\pi)}{\sum_\pi p(\pi)}
+
+    where π runs over the alignments of the labels. Soft alignment targets, in other words, and
+    what the gradient of the loss is made of: summed over labels of the same class it is
+    `softmax(logits) - gradient`.
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there.
+
+    Returns:
+      `(blank, label)`, differentiable, labels in the places where they were given. Blank and
+      labels of a frame in use sum to 1. 0 in padded frames, for padded labels, and everywhere
+      where the labels cannot be aligned; NaN throughout where the loss is NaN. Of several
+      wildcards side by side the first has the probability of all.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`.
+
+    Example:
+      Three equally likely paths of two frames spell [1]: `- 1`, `1 -` and `1 1`.
+
+      >>> blank, label = posteriors(jnp.zeros((2, 2)), None, jnp.array([1]), None)
+      >>> blank.round(4).tolist(), label[:, 0].round(4).tolist()
+      ([0.3333, 0.3333], [0.6667, 0.6667])
+
+    References:
+      Graves et al. 2006, "Connectionist temporal classification", section 4.2.
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read("posteriors", logits, logit_paddings, labels, label_paddings, options)
+    return _posteriors(reading, inputs)
+
+
+def expected_durations(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "*B N"]:
+    r"""How many frames each label takes, averaged over all alignments by their probability.
+
+    .. math:: \sum_t \gamma_t(n)
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there.
+
+    Returns:
+      Frames per label, differentiable, in the places where labels were given. At least 1 for a
+      label (not for a wildcard), and no more in all than frames in use. 0 for padded labels and
+      where the labels cannot be aligned; NaN where the loss is NaN.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`.
+
+    Example:
+      Of the three equally likely paths `- 1`, `1 -` and `1 1`, one gives the label two frames:
+
+      >>> expected_durations(jnp.zeros((2, 2)), None, jnp.array([1]), None).round(4)
+      Array([1.3333], dtype=float32)
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read(
+        "expected_durations", logits, logit_paddings, labels, label_paddings, options
+    )
+    return jnp.sum(_posteriors(reading, inputs).label, axis=-2)
+
+
+def alignment_entropy(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "*B"]:
+    r"""How undecided the alignment is: the entropy of its distribution, in nats.
+
+    .. math:: -\sum_\pi p(\pi \mid y) \log p(\pi \mid y)
+
+    over the alignments π of the labels y. Its exponential is the number of equally likely
+    alignments that would be as undecided.
+
+    Args:
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there.
+
+    Returns:
+      One entropy per example, differentiable; 0 where there is one alignment, or none; never
+      negative; NaN where the loss is NaN. It is what remains between two sums over frames, so
+      expect it right to about 1e-6 of the loss, or 1e-5 nats.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`.
+
+    Example:
+      Three equally likely paths of two frames spell [1]:
+
+      >>> entropy = alignment_entropy(jnp.zeros((2, 2)), None, jnp.array([1]), None)
+      >>> jnp.exp(entropy).round(4)
+      Array(3., dtype=float32)
+
+    References:
+      Liu, Jin and Zhang 2018, "Connectionist temporal classification with maximum entropy
+      regularization", section 3.
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read(
+        "alignment_entropy", logits, logit_paddings, labels, label_paddings, options
+    )
+    log_total, shares = _shares(reading, inputs)
+    lattice = build_lattice(inputs._replace(logits=in_use(inputs.logits, inputs.is_frame)), reading)
+
+    def expected(share: Array, score: Array) -> Array:
+        # Nothing comes of a score that has no share, were it -inf.
+        counts = share > 0
+        score = jnp.where(counts, score, jnp.zeros_like(score))
+        return jnp.sum(jnp.where(counts, share, jnp.zeros_like(share)) * score, axis=(-2, -1))
+
+    def over_frames(rows: Array) -> Array:
+        return jnp.moveaxis(rows, 0, -1)[..., None]
+
+    scale = over_frames(lattice.scales)
+    mean = expected(shares.label, label_scores(lattice) - scale)
+    mean += expected(shares.blank[..., None], over_frames(lattice.blank_scores) - scale)
+    if lattice.wildcards is not None:
+        mean += expected(shares.gap, over_frames(lattice.wildcards.scores) - scale)
+    entropy = jnp.where(log_total == -jnp.inf, jnp.zeros_like(mean), log_total - mean)
+    entropy -= lax.stop_gradient(jnp.minimum(entropy, jnp.zeros_like(entropy)))
+    return entropy * nan_where(lattice.is_broken, entropy)
+
+
+def sample_alignments(
+    key: PRNGKeyArray,
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    num_samples: int,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+) -> Int[Array, "*B S T"]:
+    r"""Alignments drawn at random, each with its probability given the labels.
+
+    Args:
+      key: a key of `jax.random`; the same one draws the same alignments.
+      logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
+      num_samples: static number `S` of independent draws per example.
+      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      wildcard_id, wildcard_penalty: as there.
+
+    Returns:
+      A class id per frame, blanks included, and `wildcard_id` where a wildcard absorbs it; -1 in
+      padded frames, and in all frames where the labels cannot be aligned or the loss is NaN.
+      Every sample spells the labels (`jaxctc.collapse`). Memory grows with √T · N.
+
+    Raises:
+      ValueError: as `jaxctc.ctc_loss`; if `num_samples` is not a static integer from 0 on.
+
+    Example:
+      Only `1 - 1` has three frames and spells [1, 1]:
+
+      >>> key, labels = jax.random.key(0), jnp.array([1, 1])
+      >>> sample_alignments(key, jnp.zeros((3, 2)), None, labels, None, num_samples=2).tolist()
+      [[1, 0, 1], [1, 0, 1]]
+    """
+    options = Options(
+        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+    )
+    reading, inputs = read(
+        "sample_alignments", logits, logit_paddings, labels, label_paddings, options
+    )
+    count = _checks.count("sample_alignments", "num_samples", num_samples)
+    inputs = jax.tree.map(lax.stop_gradient, inputs)
+    lattice, semiring = build_lattice(inputs, reading), value_semiring(inputs)
+    found = semiring.decode(recursions.total(lattice, semiring)) > -jnp.inf
+    drawn = sample_paths(key, lattice, semiring, num_samples=count)
+    drawn = jax.tree.map(lambda part: jnp.moveaxis(part, 0, -1), drawn)
+    return frame_ids(lattice, reading, drawn, found, wildcard_id)
+
+
+# What the rest of the library builds on; not re-exported.
+
+
+def value_semiring(inputs: _checks.CtcInputs) -> Semiring:
+    """What values are computed in: WIDE knows float32 only, and float64 can do without."""
+    return LOG if inputs.logits.dtype == jnp.float64 else WIDE
+
+
+def with_log_derivative(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Values as computed, which JAX may be unable to differentiate; derivatives through LOG.
+
+    `compute(reading, inputs, semiring, *more, **options)` is run in the best semiring for values,
+    and in LOG for whoever differentiates with respect to the logits, to any order.
+    """
+
+    @functools.wraps(compute)
+    def call(reading: Reading, inputs: _checks.CtcInputs, *more: Array, **options: Any) -> Any:
+        @jax.custom_jvp
+        def value(inputs: _checks.CtcInputs, *more: Array) -> Any:
+            return compute(reading, inputs, value_semiring(inputs), *more, **options)
+
+        @value.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            inputs, *more = primals
+
+            def in_log(logits: Array) -> Any:
+                moved = inputs._replace(logits=in_use(logits, inputs.is_frame))
+                return compute(reading, moved, LOG, *more, **options)
+
+            movement = in_use(tangents[0].logits, inputs.is_frame)
+            _, slopes = jax.jvp(in_log, (inputs.logits,), (movement,))
+            return value(inputs, *more), slopes
+
+        return value(inputs, *more)
+
+    return call
+
+
+@with_log_derivative
+def log_rows(
+    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring, *, backward: bool
+) -> StateLogProbs:
+    """The rows of one pass in nats, NaN throughout for a broken example."""
+    lattice = build_lattice(inputs, reading)
+    offsets = lax.cumsum(lattice.offsets, axis=0, reverse=backward)[..., None]
+    factor = nan_where(lattice.is_broken, offsets)[None, ..., None]
+
+    def in_nats(number: Number) -> Array:
+        row = semiring.decode(number)
+        return jnp.where(row == -jnp.inf, row, row + offsets) * factor
+
+    rows = recursions.rows(lattice, semiring, backward=backward)
+    return StateLogProbs(in_nats(rows.blank), in_nats(rows.label))
+
+
+class Occupancies(NamedTuple):
+    """Shares of the total, batch leading, 0 in padded frames and where the total is zero."""
+
+    blank: Float[Array, "*B T"]
+    label: Float[Array, "*B T N"]
+    """Packed labels."""
+    gap: Float[Array, "*B T N+1"] | None
+    """Of the wildcard in each gap; None without wildcards."""
+
+
+def occupancies(
+    lattice: Lattice, feasible: Bool[Array, "*B"], shares: recursions.Shares
+) -> Occupancies:
+    """Shares of the total, masked, and what they leave for the blanks."""
+    counts = (jnp.moveaxis(lattice.is_frame, 0, -1) & feasible[..., None])[..., None]
+
+    def masked(share: Array) -> Array:
+        share = jnp.moveaxis(share, 0, -2)
+        return jnp.where(counts, share, jnp.zeros_like(share))
+
+    label = masked(shares.label)
+    gap = None if shares.gap is None else masked(shares.gap)
+    taken = jnp.sum(label, axis=-1)
+    if gap is not None:
+        taken += jnp.sum(gap, axis=-1)
+    # Below the rounding of that sum, what is left is nothing.
+    left = 1 - taken
+    left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps, left, jnp.zeros_like(left))
+    return Occupancies(jnp.where(counts[..., 0], left, jnp.zeros_like(left)), label, gap)
+
+
+def frame_ids(
+    lattice: Lattice,
+    reading: Reading,
+    paths: Paths,
+    found: Bool[Array, "*B"],
+    wildcard_id: int | None,
+) -> Int[Array, "*B S T"]:
+    """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
+
+    @functools.partial(jnp.vectorize, signature="(n),(s,t)->(s,t)")
+    def at(labels: Array, places: Array) -> Array:
+        return jnp.take(jnp.append(labels, 0), places, mode="clip")
+
+    blank, nothing = (jnp.asarray(value, jnp.int32) for value in (reading.blank, -1))
+    ids = jnp.where(paths.states & 1 == 1, at(lattice.labels, paths.states >> 1), blank)
+    if wildcard_id is not None:
+        ids = jnp.where(paths.absorbed, jnp.asarray(wildcard_id, jnp.int32), ids)
+    found &= ~lattice.is_broken
+    counts = jnp.moveaxis(lattice.is_frame, 0, -1) & found[..., None]
+    return jnp.where(counts[..., None, :], ids, nothing)
+
+
+def nan_where(is_broken: Bool[Array, "*B"], like: Array) -> Array:
+    """NaN for a broken example, 1 for others: a factor, which makes derivatives NaN too."""
+    return jnp.where(is_broken, jnp.asarray(jnp.nan, like.dtype), jnp.asarray(1, like.dtype))
+
+
+@with_log_derivative
+def _shares(
+    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring
+) -> tuple[Float[Array, "*B"], Occupancies]:
+    """The log total beside the offsets, and its parts."""
+    lattice = build_lattice(inputs, reading)
+    whole, shares = recursions.shares(lattice, semiring)
+    log_total = semiring.decode(whole)
+    found = occupancies(lattice, log_total > -jnp.inf, shares)
+    factor = nan_where(lattice.is_broken, log_total)
+    spread = {1: factor[..., None], 2: factor[..., None, None]}
+    axes = log_total.ndim
+    return log_total, jax.tree.map(lambda part: part * spread[part.ndim - axes], found)
+
+
+def _posteriors(reading: Reading, inputs: _checks.CtcInputs) -> Posteriors:
+    _, shares = _shares(reading, inputs)
+    values = shares.label
+    if shares.gap is not None:
+        values = jnp.concatenate([values, shares.gap], axis=-1)
+    lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
+    return Posteriors(shares.blank, as_given(lattice, values, 0))

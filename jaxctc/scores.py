@@ -1,0 +1,135 @@
+"""From logits to what the lattice reads: one score per frame and class.
+
+The options that every function of the lattice shares live here. Log-probabilities, label priors and
+wildcards are ways to arrive at scores; what comes behind (the recursions and their derivatives)
+knows scores only, so JAX differentiates through all of this by itself.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc import _checks
+from jaxctc.semirings import LOG
+
+
+class Reading(NamedTuple):
+    """How scores are to be read: the static part of every call."""
+
+    blank: int
+    logits_normalized: bool
+    wildcard: int | None = None
+    """The class that stands for whatever a wildcard absorbs; None without wildcards."""
+
+
+class Options(NamedTuple):
+    """What every function of the lattice can be told about its scores: see `jaxctc.ctc_loss`."""
+
+    blank_id: int
+    logits_normalized: bool
+    label_priors: Float[ArrayLike, "*B K"] | None = None
+    prior_scale: Float[ArrayLike, ""] = 1.0
+    wildcard_id: int | None = None
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0
+
+
+def read(
+    function: str,
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    options: Options,
+) -> tuple[Reading, _checks.CtcInputs]:
+    """The arguments of a public function, checked, as scores and how to read them."""
+    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    classes = inputs.logits.shape[-1]
+    blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
+    if options.label_priors is None and options.wildcard_id is None:
+        return Reading(blank, options.logits_normalized), inputs
+
+    scores = _log_probs(inputs, options.logits_normalized)
+    if options.label_priors is not None:
+        priors = _checks.per_class(function, "label_priors", options.label_priors, scores.shape)
+        scale = _checks.number(function, "prior_scale", options.prior_scale)
+        scores -= scale.astype(scores.dtype) * priors.astype(scores.dtype)
+    if options.wildcard_id is None:
+        return Reading(blank, logits_normalized=True), inputs._replace(logits=scores)
+
+    wildcard = _checks.wildcard(function, options.wildcard_id, blank)
+    penalty = _checks.number(function, "wildcard_penalty", options.wildcard_penalty)
+    absorbed = _score_of_all_but(blank, scores) - penalty.astype(scores.dtype)
+    scores = jnp.concatenate([scores, absorbed[..., None]], axis=-1)
+    ids = inputs.labels
+    outside, column = jnp.full_like(ids, -1), jnp.full_like(ids, classes)
+    ids = jnp.where(ids == wildcard, column, jnp.where(ids == classes, outside, ids))
+    reading = Reading(blank, logits_normalized=True, wildcard=classes)
+    return reading, inputs._replace(logits=scores, labels=ids)
+
+
+def in_use(logits: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
+    """The logits, 0 in padded frames whatever stood there."""
+    return jnp.where(is_frame[..., None], logits, jnp.zeros_like(logits))
+
+
+def widen(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In at least float32."""
+    return scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
+
+
+def normaliser(
+    logits: Float[Array, "*B T K"],
+) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
+    """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
+
+    `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
+    alone has no distribution; (0, 0) leaves its scores at -inf.
+    """
+    largest = finite_scale(widen(jnp.max(logits, axis=-1)))
+    total = jnp.sum(jnp.exp(widen(logits) - largest[..., None]), axis=-1)
+    log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
+
+    # A confident frame's total is 1 and a little, and the little has been rounded away. There the
+    # largest class is alone, and the rest can be summed without it. The factor that leaves it out
+    # is no select because XLA:CPU reduces several times slower through one, and the barrier keeps
+    # it from merging the two sums into one slow loop.
+    largest, total = lax.optimization_barrier((largest, total))
+    gap = lax.stop_gradient(widen(logits)) - largest[..., None]
+    rest = jnp.sum(jnp.exp(gap) * jnp.minimum(gap * -1e30, 1), axis=-1)
+    correction = jnp.where(total < 1.5, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
+    return largest, log_sum + lax.stop_gradient(correction)
+
+
+def finite_scale(largest: Array) -> Array:
+    """The largest score as something to subtract: 0 for -inf, and not part of a derivative.
+
+    Whatever is taken off and put back again has no part in one.
+    """
+    largest = lax.stop_gradient(largest)
+    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+
+
+def sum_over_frames(values: Float[Array, "T *B"]) -> Float[Array, "*B"]:
+    """In blocks, so that the rounding errors of T terms do not add up to T of them."""
+    frames, block = values.shape[0], 128
+    count = -(-frames // block)
+    rest = jnp.zeros_like(values, shape=(count * block - frames, *values.shape[1:]))
+    blocks = jnp.concatenate([values, rest]).reshape(count, block, *values.shape[1:])
+    return jnp.sum(jnp.sum(blocks, axis=1), axis=0)
+
+
+def _log_probs(inputs: _checks.CtcInputs, logits_normalized: bool) -> Float[Array, "*B T K"]:
+    logits = in_use(inputs.logits, inputs.is_frame)
+    if logits_normalized:
+        return widen(logits)
+    largest, log_sum = normaliser(logits)
+    return (widen(logits) - largest[..., None]) - log_sum[..., None]
+
+
+def _score_of_all_but(blank: int, scores: Float[Array, "*B T K"]) -> Float[Array, "*B T"]:
+    column = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    is_blank = jnp.expand_dims(column == blank, range(scores.ndim - 1))
+    return LOG.sum(jnp.where(is_blank, jnp.full_like(scores, -jnp.inf), scores))
