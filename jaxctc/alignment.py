@@ -61,12 +61,13 @@ def forced_align(
         blanks between them belong to it, and cost no penalty.
       wildcard_penalty: as there.
       checkpoint_every: static number of frames. Back-pointers are kept for so many frames at a
-        time, and the states at each of these distances; all pointers but the last lot are
+        time, and the states at each of these distances; all pointers are then
         computed twice. None keeps all pointers while they take less than 64 MB, and else those
-        of 4 √T frames. The path is the same.
+        of 2 √T frames. The path is the same.
       band: static number of labels. At each frame only so many labels on either side of the
-        diagonal, from the first label in the first frame to the last in the last, may be passed;
-        time and memory shrink accordingly. None lets paths pass anywhere.
+        diagonal (from the first label in the first frame to the last in the last) can be passed,
+        and a step must begin among those of the frame it leads to; time and memory shrink
+        accordingly. None lets paths pass anywhere.
 
     Returns:
       `Alignment`, with labels in the places where they were given. Spans are ordered and

@@ -129,12 +129,6 @@ def frame_scores(lattice: Lattice, index: Int[Array, ""]) -> Float[Array, "*B N"
     return jnp.where(lattice.is_label, scores, jnp.full_like(scores, -jnp.inf))
 
 
-def label_scores(lattice: Lattice) -> Float[Array, "*B T N"]:
-    """The scores of all labels in all frames, for what cannot do without the table."""
-    scores = widen(_columns(lattice.scores, lattice.labels))
-    return jnp.where(lattice.is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
-
-
 def as_given(
     lattice: Lattice, values: Shaped[Array, "*B R P"], nothing: int | float
 ) -> Shaped[Array, "*B R N"]:

@@ -31,8 +31,8 @@ from jaxctc.recursions import (
 )
 from jaxctc.semirings import MAX, Number, Semiring
 
-POINTERS_KEPT = 1 << 26
-"""Bytes of back-pointers up to which all of them are kept."""
+KEPT = 1 << 26
+"""Bytes up to which what was seen at all frames is kept."""
 
 
 class Paths(NamedTuple):
@@ -54,10 +54,10 @@ def best_path(
     """
     given, lattice = lattice.is_frame.shape[0], with_a_frame(lattice)
     frames, labels = lattice.is_frame.shape[0], lattice.labels.shape[-1]
-    band = _Band.around_the_diagonal(lattice, labels if band is None else band)
+    window = _Window.around_the_diagonal(lattice, labels if band is None else band)
 
     def step(states: States, index: Array) -> tuple[States, UInt8[Array, "*B 3 bytes"]]:
-        here, states = band.lattice_at(index), band.states_at(index, states)
+        here, states = window.lattice_at(index), window.states_at(index, states)
         blank, label = predecessors(states, passes(here)[0], MAX)
         skips = label[2] > jnp.maximum(label[0], label[1])
         moves = skips | (label[1] > label[0])
@@ -66,22 +66,20 @@ def best_path(
         return _best_at_zero(states), _pack(blank[1] > blank[0], moves, skips)
 
     def visit(states: Array, pointers: Array, index: Array) -> tuple[Array, Array]:
-        steps = _steps(pointers, states - 2 * band.start(index)[..., None])
+        steps = _steps(pointers, states - 2 * window.start(index)[..., None])
         steps = jnp.where(_is_frame(lattice, index)[..., None], steps, jnp.zeros_like(steps))
         return states - steps, states
 
     def ends(last: States) -> tuple[Array, Array]:
-        place = (lattice.label_count - band.start(frames - 1))[..., None]
+        place = (lattice.label_count - window.start(frames - 1))[..., None]
         return _number_at(last, 2 * place), _number_at(last, 2 * place - 1)
 
     def turn(last: States) -> Array:
         blank, label = ends(last)
         return 2 * lattice.label_count[..., None] - (label > blank).astype(jnp.int32)
 
-    if checkpoint_every is None:
-        table = frames * 3 * (labels // 8 + 1) * lattice.label_count.size
-        checkpoint_every = frames if table <= POINTERS_KEPT else 4 * math.isqrt(frames)
-    first = virtual_row(jnp.zeros_like(lattice.label_count), band.lattice_at(0), MAX)
+    checkpoint_every = checkpoint_every or _stretch(lattice, 3 * (labels // 8 + 1))
+    first = virtual_row(jnp.zeros_like(lattice.label_count), window.lattice_at(0), MAX)
     last, states = sweep(step, visit, first, turn, frames=frames, checkpoint_every=checkpoint_every)
     found = jnp.maximum(*ends(last))[..., 0] > -jnp.inf
     if lattice.wildcards is None:
@@ -136,7 +134,7 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
     for_end, for_frames = jax.random.split(key)
     count = lattice.label_count
     first = virtual_row(jnp.zeros_like(count), lattice, semiring)
-    every = math.isqrt(frames - 1) + 1
+    every = _stretch(lattice, 16 * lattice.labels.shape[-1])
     _, paths = sweep(step, visit, first, turn, frames=frames, checkpoint_every=every)
     return jax.tree.map(lambda part: part[:given], paths)
 
@@ -169,8 +167,7 @@ def shares_along(
         states = jnp.where(place <= 2 * labels, states, jnp.full_like(states, -1))
         front, back_here = (_number_at(side, states, semiring) for side in (arrived, back))
         share = semiring.share(front, back_here, whole)
-        if frame.absorbed is not None:
-            share *= jnp.where(in_gap, frame.absorbed, jnp.ones_like(share))
+        share *= jnp.where(in_gap, frame.absorbed, jnp.ones_like(share))
         return (back, whole), share[..., 0]
 
     def turn(last: States) -> tuple[States, Number]:
@@ -179,13 +176,13 @@ def shares_along(
         return virtual_row(lattice.label_count, lattice, semiring), semiring.plus(*ends)
 
     first = virtual_row(jnp.zeros_like(lattice.label_count), lattice, semiring)
-    every = math.isqrt(frames - 1) + 1
+    every = _stretch(lattice, 16 * labels)
     _, along = sweep(step, visit, first, turn, frames=frames, checkpoint_every=every)
     return along
 
 
-class _Band(NamedTuple):
-    """What of a lattice lies near the diagonal: at every frame a window of labels.
+class _Window(NamedTuple):
+    """The part of a lattice near its diagonal: at every frame, so many labels.
 
     The diagonal runs from the first label in the first frame in use to the last in the last.
     """
@@ -196,7 +193,7 @@ class _Band(NamedTuple):
     width: int
 
     @classmethod
-    def around_the_diagonal(cls, lattice: Lattice, band: int) -> "_Band":
+    def around_the_diagonal(cls, lattice: Lattice, band: int) -> "_Window":
         """`band` labels on either side."""
         labels, width = lattice.labels.shape[-1], 2 * band + 1
         if width >= labels:
@@ -245,6 +242,13 @@ class _Band(NamedTuple):
         return jax.tree.map(moved, states)
 
 
+def _stretch(lattice: Lattice, bytes_per_frame: int) -> int:
+    """How many frames to keep things of: all, or so many that memory grows with their root."""
+    frames = lattice.is_frame.shape[0]
+    table = frames * bytes_per_frame * lattice.label_count.size
+    return frames if table <= KEPT else 2 * math.isqrt(frames)
+
+
 def _frame(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Frame:
     return frame_at(lattice, index, semiring, index < lattice.is_frame.shape[0])
 
@@ -256,7 +260,9 @@ def _is_frame(lattice: Lattice, index: Int[Array, ""]) -> Bool[Array, "*B"]:
 
 def _is_gap(wildcards: Wildcards, states: Int[Array, "... S"]) -> Bool[Array, "... S"]:
     """Whether a state is the blank of a gap with a wildcard."""
-    return (states & 1 == 0) & _at(wildcards.in_gap, states >> 1)
+    in_gap = wildcards.in_gap
+    in_gap = jnp.expand_dims(in_gap, range(states.ndim - in_gap.ndim))
+    return (states & 1 == 0) & _at(in_gap, states >> 1)
 
 
 def _best_at_zero(states: States) -> States:

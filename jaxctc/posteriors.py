@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jaxctc import _checks, recursions
-from jaxctc.lattice import Lattice, as_given, build_lattice, label_scores
+from jaxctc.lattice import Lattice, as_given, build_lattice
 from jaxctc.paths import Paths, sample_paths
 from jaxctc.scores import Options, Reading, in_use, read
 from jaxctc.semirings import LOG, WIDE, Number, Semiring
@@ -269,8 +269,7 @@ def alignment_entropy(
 
     Returns:
       One entropy per example, differentiable; 0 where there is one alignment, or none; never
-      negative; NaN where the loss is NaN. It is what remains between two sums over frames, so
-      expect it right to about 1e-6 of the loss, or 1e-5 nats.
+      negative; NaN where the loss is NaN. One scan, without stored rows.
 
     Raises:
       ValueError: as `jaxctc.ctc_loss`.
@@ -292,26 +291,7 @@ def alignment_entropy(
     reading, inputs = read(
         "alignment_entropy", logits, logit_paddings, labels, label_paddings, options
     )
-    log_total, shares = _shares(reading, inputs)
-    lattice = build_lattice(inputs._replace(logits=in_use(inputs.logits, inputs.is_frame)), reading)
-
-    def expected(share: Array, score: Array) -> Array:
-        # Nothing comes of a score that has no share, were it -inf.
-        counts = share > 0
-        score = jnp.where(counts, score, jnp.zeros_like(score))
-        return jnp.sum(jnp.where(counts, share, jnp.zeros_like(share)) * score, axis=(-2, -1))
-
-    def over_frames(rows: Array) -> Array:
-        return jnp.moveaxis(rows, 0, -1)[..., None]
-
-    scale = over_frames(lattice.scales)
-    mean = expected(shares.label, label_scores(lattice) - scale)
-    mean += expected(shares.blank[..., None], over_frames(lattice.blank_scores) - scale)
-    if lattice.wildcards is not None:
-        mean += expected(shares.gap, over_frames(lattice.wildcards.scores) - scale)
-    entropy = jnp.where(log_total == -jnp.inf, jnp.zeros_like(mean), log_total - mean)
-    entropy -= lax.stop_gradient(jnp.minimum(entropy, jnp.zeros_like(entropy)))
-    return entropy * nan_where(lattice.is_broken, entropy)
+    return _entropy(reading, inputs)
 
 
 def sample_alignments(
@@ -482,24 +462,19 @@ def nan_where(is_broken: Bool[Array, "*B"], like: Array) -> Array:
 
 
 @with_log_derivative
-def _shares(
-    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring
-) -> tuple[Float[Array, "*B"], Occupancies]:
-    """The log total beside the offsets, and its parts."""
+def _entropy(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring) -> Float[Array, "*B"]:
+    lattice = build_lattice(inputs, reading)
+    entropy = recursions.entropy(lattice, semiring)
+    return entropy * nan_where(lattice.is_broken, entropy)
+
+
+@with_log_derivative
+def _posteriors(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring) -> Posteriors:
     lattice = build_lattice(inputs, reading)
     whole, shares = recursions.shares(lattice, semiring)
-    log_total = semiring.decode(whole)
-    found = occupancies(lattice, log_total > -jnp.inf, shares)
-    factor = nan_where(lattice.is_broken, log_total)
-    spread = {1: factor[..., None], 2: factor[..., None, None]}
-    axes = log_total.ndim
-    return log_total, jax.tree.map(lambda part: part * spread[part.ndim - axes], found)
-
-
-def _posteriors(reading: Reading, inputs: _checks.CtcInputs) -> Posteriors:
-    _, shares = _shares(reading, inputs)
-    values = shares.label
-    if shares.gap is not None:
-        values = jnp.concatenate([values, shares.gap], axis=-1)
-    lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
-    return Posteriors(shares.blank, as_given(lattice, values, 0))
+    found = occupancies(lattice, semiring.decode(whole) > -jnp.inf, shares)
+    values = found.label
+    if found.gap is not None:
+        values = jnp.concatenate([values, found.gap], axis=-1)
+    factor = nan_where(lattice.is_broken, values)[..., None]
+    return Posteriors(found.blank * factor, as_given(lattice, values * factor[..., None], 0))

@@ -29,6 +29,7 @@ forward pass leaves the states at every so many frames, and what lies between is
 the backward sweep comes to it (`sweep`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.semirings import Number, Semiring
+from jaxctc.semirings import LOG, Number, Semiring
 
 
 class States(NamedTuple):
@@ -58,8 +59,8 @@ class Frame(NamedTuple):
     """Emission of the blanks, [*B, 1]; [*B, N+1] where some are wildcards' gaps."""
     label: Number
     """Emission of each label, [*B, N]."""
-    absorbed: Array | None
-    """Share of a gap's emission that is its wildcard's, [*B, 1]."""
+    absorbed: Float[Array, "*B 1"]
+    """Share of a gap's emission that is its wildcard's."""
     is_frame: Bool[Array, "*B"]
 
 
@@ -163,6 +164,52 @@ def rows(lattice: Lattice, semiring: Semiring, *, backward: bool) -> States:
     )
 
 
+def entropy(lattice: Lattice, semiring: Semiring) -> Float[Array, "*B"]:
+    """Entropy of the paths, each with its share of the total, in nats; 0 if there are none.
+
+    Along with every state goes the entropy of the path beginnings that end there. A step mixes
+    those of the states it comes from, and adds how undecided it is between them (Hernando, Crespi
+    and Cybenko 2005, "Efficient computation of the hidden Markov model entropy", section III):
+    a sum of terms that are not negative, which a difference of two large numbers is not.
+    """
+    lattice = with_a_frame(lattice)
+    forward, _ = passes(lattice)
+
+    def arrive_with(states: States, doubts: States) -> tuple[States, States]:
+        ways = predecessors(states, forward, semiring)
+        behind = predecessors(doubts, forward, LOG._replace(zero=0.0))
+        arrived = [semiring.plus(*terms) for terms in ways]
+        mixed = map(functools.partial(_mixed, semiring), ways, arrived, behind)
+        return States(*arrived), States(*mixed)
+
+    def step(carry: tuple[States, States], index: Array) -> tuple[tuple[States, States], None]:
+        states, doubts = carry
+        frame = frame_at(lattice, index, semiring)
+        arrived, mixed = arrive_with(states, doubts)
+        if lattice.wildcards is not None:
+            either = _surprise(frame.absorbed) + _surprise(1 - frame.absorbed)
+            either = jnp.where(lattice.wildcards.in_gap, either, jnp.zeros_like(mixed.blank))
+            mixed = mixed._replace(blank=mixed.blank + either)
+        is_frame = frame.is_frame[..., None]
+        doubts = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), mixed, doubts)
+        return (emit(states, arrived, frame, semiring), doubts), None
+
+    start = virtual_row(jnp.zeros_like(lattice.label_count), lattice, semiring)
+    shape, dtype = lattice.can_skip.shape, lattice.scales.dtype
+    none = States(jnp.zeros((*shape[:-1], shape[-1] + 1), dtype), jnp.zeros(shape, dtype))
+    frames = jnp.arange(lattice.is_frame.shape[0], dtype=jnp.int32)
+    last, _ = lax.scan(step, (start, none), frames)
+    arrived, mixed = arrive_with(*last)
+    here = lattice.label_count[..., None]
+
+    def at_the_end(part: Array) -> Array:
+        return jnp.take_along_axis(part, here, axis=-1)[..., 0]
+
+    impossible = semiring.decode(jax.tree.map(at_the_end, arrived.blank)) == -jnp.inf
+    found = at_the_end(mixed.blank)
+    return jnp.where(impossible, jnp.zeros_like(found), found)
+
+
 def sweep(
     step: Callable[[Any, Array], tuple[Any, Any]],
     visit: Callable[[Any, Any, Array], tuple[Any, Any]],
@@ -179,45 +226,43 @@ def sweep(
     returns the next carry and an output. Past the last frame, indices go on up to a multiple of
     `checkpoint_every`, and both have to take them for padded frames.
 
-    The states at every `checkpoint_every`-th frame are kept, and what was seen during one such
-    stretch. With as many as there are frames, `step` runs once for each of them; else almost twice.
+    The states at every `checkpoint_every`-th frame are kept, and what was seen in one such stretch:
+    what lies between is computed again when the way back comes to it. With a single stretch
+    nothing is.
 
     Returns:
       The last states and the outputs of `visit`, frames leading.
     """
     stretches = -(-frames // checkpoint_every)
 
-    def indices(stretch: Array) -> Array:
-        offsets = jnp.arange(checkpoint_every, dtype=jnp.int32)
-        return stretch * checkpoint_every + offsets
+    def indices(stretch: Array | int) -> Array:
+        return stretch * checkpoint_every + jnp.arange(checkpoint_every, dtype=jnp.int32)
 
-    def skim(states: Any, stretch: Array) -> tuple[Any, Any]:
-        after, _ = lax.scan(lambda at, index: (step(at, index)[0], None), states, indices(stretch))
-        return after, states
+    def there(states: Any, stretch: Array | int) -> tuple[Any, Any]:
+        return lax.scan(step, states, indices(stretch))
 
-    def back(carry: Any, seen: Any, stretch: Array) -> tuple[Any, Any]:
-        inputs = (seen, indices(stretch))
-        return lax.scan(lambda at, now: visit(at, *now), carry, inputs, reverse=True)
+    def back(carry: Any, seen: Any, stretch: Array | int) -> tuple[Any, Any]:
+        return lax.scan(
+            lambda at, now: visit(at, *now), carry, (seen, indices(stretch)), reverse=True
+        )
+
+    if stretches == 1:
+        last, seen = there(first, 0)
+        _, outputs = back(turn(last), seen, 0)
+        return last, jax.tree.map(lambda part: part[:frames], outputs)
+
+    every = jnp.arange(stretches, dtype=jnp.int32)
+    last, starts = lax.scan(lambda at, stretch: (there(at, stretch)[0], at), first, every)
 
     def again(carry: Any, kept: tuple[Any, Array]) -> tuple[Any, Any]:
         start, stretch = kept
-        _, seen = lax.scan(step, start, indices(stretch))
+        _, seen = there(start, stretch)
         return back(carry, seen, stretch)
 
-    earlier, last = (
-        jnp.arange(stretches - 1, dtype=jnp.int32),
-        jnp.asarray(stretches - 1, jnp.int32),
+    _, outputs = lax.scan(again, turn(last), (starts, every), reverse=True)
+    return last, jax.tree.map(
+        lambda part: part.reshape(stretches * checkpoint_every, *part.shape[2:])[:frames], outputs
     )
-    start, starts = lax.scan(skim, first, earlier)
-    end, seen = lax.scan(step, start, indices(last))
-    carry, latest = back(turn(end), seen, last)
-    _, outputs = lax.scan(again, carry, (starts, earlier), reverse=True)
-
-    def join(earlier: Array, latest: Array) -> Array:
-        flat = earlier.reshape((stretches - 1) * checkpoint_every, *latest.shape[1:])
-        return jnp.concatenate([flat, latest])[:frames]
-
-    return end, jax.tree.map(join, outputs, latest)
 
 
 def _to_the_middle(
@@ -259,6 +304,25 @@ def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> 
         semiring.times(arrived.label, back.label),
     )
     return semiring.sum(joint)
+
+
+def _mixed(
+    semiring: Semiring, ways: tuple[Number, ...], arrived: Number, behind: tuple[Array, ...]
+) -> Array:
+    one = jax.tree.map(jnp.full_like, arrived, semiring.one)
+    shares = [semiring.share(way, one, arrived) for way in ways]
+    terms = (share * doubt + _surprise(share) for share, doubt in zip(shares, behind, strict=True))
+    return functools.reduce(jnp.add, terms)
+
+
+def _surprise(share: Array) -> Array:
+    """-p log p, 0 for 0."""
+    is_any = share > 0
+    return jnp.where(
+        is_any,
+        -share * jnp.log(jnp.where(is_any, share, jnp.ones_like(share))),
+        jnp.zeros_like(share),
+    )
 
 
 def _stored(states: States, lattice: Lattice) -> Stored:
@@ -328,7 +392,7 @@ def frame_at(
     scale = at(lattice.scales)[..., None]
     blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
     label = semiring.encode(frame_scores(lattice, index), scale)
-    absorbed, wildcards = None, lattice.wildcards
+    absorbed, wildcards = jnp.zeros_like(scale), lattice.wildcards
     if wildcards is not None:
         wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
         either = semiring.plus(blank, wildcard)

@@ -44,12 +44,21 @@ class Case(NamedTuple):
 
     def truth(self, *, logits_normalized=False):
         """From the paths over the frames and labels in use, in float64."""
+        scores = self.scores(logits_normalized=logits_normalized)
+        return oracles.enumerate_paths(scores, self.labels[self.labels_in_use], self.blank)
+
+    def alignments(self):
+        """All of them, over the frames and labels in use."""
+        return oracles.alignments(self.scores(), self.labels[self.labels_in_use], self.blank)
+
+    def scores(self, *, logits_normalized=False):
+        """Log-probabilities of the frames in use."""
         scores = self.logits[self.frames_in_use].astype(np.float64)
         if not logits_normalized:
             scores = oracles.log_softmax(scores)
             # A frame without any possible class has no distribution, and no path.
             scores = np.where(np.isneginf(self.logits[self.frames_in_use]), -np.inf, scores)
-        return oracles.enumerate_paths(scores, self.labels[self.labels_in_use], self.blank)
+        return scores
 
 
 def _logits(frames=5, classes=4, seed=0):
@@ -131,6 +140,13 @@ CASES = [
 ]
 
 IDS = [case.name for case in CASES]
+# Cases that share a blank also share a batch, which compiles once.
+BATCHES = {
+    blank_id: [case for case in CASES if case.blank_id == blank_id]
+    for blank_id in sorted({case.blank_id for case in CASES})
+}
+# Cases whose arrays have shapes of their own worth tracing: where there is nothing, or one thing.
+EDGES = [case for case in CASES if min(*case.logits.shape, *case.labels.shape) <= 1]
 NARROW = [jnp.bfloat16, jnp.float16]
 
 

@@ -76,9 +76,84 @@ def forward_rows(log_probs, labels, blank=0):
     return in_blank, in_label
 
 
+class Path(NamedTuple):
+    """One alignment of given labels."""
+
+    classes: tuple[int, ...]
+    """Per frame; the wildcard's id where it absorbs."""
+    places: tuple[int, ...]
+    """Per frame, which of the given labels (or wildcards) it belongs to; -1 for blanks."""
+    weight: float
+    """Log-probability."""
+
+
+def alignments(log_probs, labels, blank=0, wildcard=None, penalty=0.0):
+    """Every `Path` that spells the labels, those of probability 0 left out.
+
+    Where a wildcard stands among the labels, a frame between its neighbours may be absorbed, which
+    is a class of its own with the probability of all others but the blank, less the penalty.
+    """
+    log_probs = np.asarray(log_probs, np.float64)
+    frames, classes = log_probs.shape
+    labels = [int(label) for label in labels]
+    own = [place for place, label in enumerate(labels) if label != wildcard]
+    gaps = {}
+    for place, label in enumerate(labels):
+        if label == wildcard:
+            gaps.setdefault(sum(label != wildcard for label in labels[:place]), place)
+    symbols, star = range(classes), classes
+    if gaps:
+        others = [_log_sum(np.delete(row, blank)) - penalty for row in log_probs]
+        log_probs = np.column_stack([log_probs, np.reshape(others, frames)])
+        symbols = range(classes + 1)
+    found = []
+    for path in itertools.product(symbols, repeat=frames):
+        as_blanks = [blank if symbol == star else symbol for symbol in path]
+        weight = _log_weight(log_probs, path)
+        if collapse(as_blanks, blank) != tuple(labels[place] for place in own) or weight == -np.inf:
+            continue
+        count, places = 0, []
+        for before, symbol, own_class in zip(
+            [blank, *as_blanks][:frames], path, as_blanks, strict=True
+        ):
+            count += own_class not in (blank, before)
+            places.append(
+                gaps.get(count) if symbol == star else own[count - 1] if symbol != blank else -1
+            )
+        if None not in places:
+            ids = tuple(wildcard if symbol == star else symbol for symbol in path)
+            found.append(Path(ids, tuple(places), weight))
+    return found
+
+
+def loss(paths):
+    """Of alignments, in nats."""
+    return 0.0 - _log_sum(np.array([path.weight for path in paths]))
+
+
+def posteriors(paths, frames, count):
+    """`(blank [T], label [T, N])` of alignments, 0 of none."""
+    blank, label = np.zeros(frames), np.zeros((frames, count))
+    total = _log_sum(np.array([path.weight for path in paths]))
+    for path in paths:
+        for frame, place in enumerate(path.places):
+            row, column = (blank, frame) if place < 0 else (label[frame], place)
+            row[column] += np.exp(path.weight - total)
+    return blank, label
+
+
+def entropy(paths):
+    """Of the distribution over alignments, in nats; 0 of none."""
+    weights = np.array([path.weight for path in paths])
+    if not len(weights):
+        return 0.0
+    share = np.exp(weights - _log_sum(weights))
+    return float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
+
+
 def backward_rows(log_probs, labels, blank=0):
     """log β: `(blank [T, N+1], label [T, N])`, frame t included; path endings, enumerated."""
-    labels = tuple(labels)
+    labels = tuple(int(label) for label in labels)
     in_blank, in_label = forward_rows(log_probs[::-1], labels[::-1], blank)
     return in_blank[::-1, ::-1], in_label[::-1, ::-1]
 

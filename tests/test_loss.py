@@ -1,13 +1,12 @@
 import functools
-import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, IDS, NARROW, batch_of
+from cases import BATCHES, CASES, IDS, NARROW, batch_of
+from every_pair import at_all_frames, every_pair, every_topology
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_close
@@ -32,58 +31,8 @@ forward_probs = jax.jit(
 )
 
 
-def every_sequence(classes, blank, longest):
-    """All label sequences up to a length, as padded ids."""
-    labels = [k for k in range(classes) if k != blank]
-    for count in range(longest + 1):
-        yield from itertools.product(labels, repeat=count)
-
-
-def padded(sequences, width):
-    ids = np.full((len(sequences), width), -1, np.int32)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-    return ids, ids < 0
-
-
-LONGEST = 5
-
-
-class Every(NamedTuple):
-    """All pairs of T ≤ 5 frames and a label sequence, one too long included, as one batch."""
-
-    arguments: tuple[np.ndarray, ...]
-    log_probs: list[np.ndarray]
-    labels: list[tuple[int, ...]]
-    truths: list[oracles.Truth]
-
-
-@functools.cache
-def every_pair(classes, blank):
-    logits = np.random.default_rng(classes).normal(size=(LONGEST, classes)).astype(np.float32) * 2
-    pairs = [
-        (frames, labels)
-        for frames in range(LONGEST + 1)
-        for labels in every_sequence(classes, blank, frames + 1)
-    ]
-    labels = [labels for _, labels in pairs]
-    log_probs = [oracles.log_softmax(logits[:frames]) for frames, _ in pairs]
-    truths = [oracles.enumerate_paths(*pair, blank) for pair in zip(log_probs, labels, strict=True)]
-    logit_paddings = np.arange(LONGEST) >= np.array([frames for frames, _ in pairs])[:, None]
-    batch = np.where(logit_paddings[..., None], np.float32(np.nan), logits)
-    return Every((batch, logit_paddings, *padded(labels, LONGEST + 1)), log_probs, labels, truths)
-
-
-def at_all_frames(rows, fill=0):
-    """Stacks `[frames, …]` arrays of different lengths."""
-    out = np.full((len(rows), LONGEST, *rows[0].shape[1:]), fill, np.float64)
-    for row, values in zip(out, rows, strict=True):
-        row[: len(values)] = values
-    return out
-
-
 @pytest.mark.smoke
-@pytest.mark.parametrize(("classes", "blank"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+@every_topology
 class TestEveryPath:
     """All T ≤ 5, K ≤ 3 and every label sequence, against the enumeration of all paths."""
 
@@ -132,13 +81,6 @@ def test_float64_in_float64_out():
         assert loss.dtype == gradient.dtype == jnp.float64
         assert_close(loss, truth.loss)
         assert_close(gradient, np.exp(log_probs) - truth.occupancies)
-
-
-# Cases that share a blank also share a batch, which compiles once.
-BATCHES = {
-    blank_id: [case for case in CASES if case.blank_id == blank_id]
-    for blank_id in sorted({case.blank_id for case in CASES})
-}
 
 
 @functools.cache
