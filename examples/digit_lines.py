@@ -35,6 +35,10 @@ class Lines(NamedTuple):
     """[B, MAX_DIGITS], digit + 1; 0 where padded."""
     label_paddings: np.ndarray
     """[B, MAX_DIGITS]."""
+    starts: np.ndarray
+    """[B, MAX_DIGITS], the first column of each digit; -1 where padded."""
+    ends: np.ndarray
+    """[B, MAX_DIGITS], the last column of each digit, itself included; -1 where padded."""
 
 
 class Scans(NamedTuple):
@@ -61,10 +65,12 @@ def make_lines(scans: Scans, count: int, rng: np.random.Generator) -> Lines:
     lengths = rng.integers(3, MAX_DIGITS + 1, count)
     widths = np.empty(count, np.int64)
     labels = np.zeros((count, MAX_DIGITS), np.int32)
-    for line in range(count):
-        chosen = rng.integers(len(scans.images), size=lengths[line])
-        widths[line] = _write([scans.images[index] for index in chosen], images[line], rng)
-        labels[line, : lengths[line]] = scans.digits[chosen] + 1
+    starts, ends = np.full((2, count, MAX_DIGITS), -1, np.int32)
+    for line, length in enumerate(lengths):
+        chosen = rng.integers(len(scans.images), size=length)
+        columns = _write([scans.images[index] for index in chosen], images[line], rng)
+        starts[line, :length], ends[line, :length], widths[line] = columns
+        labels[line, :length] = scans.digits[chosen] + 1
     images *= rng.uniform(0.7, 1.0, (count, 1, 1)).astype(np.float32)
     images += 0.08 * rng.standard_normal(images.shape, np.float32)
     return Lines(
@@ -72,6 +78,8 @@ def make_lines(scans: Scans, count: int, rng: np.random.Generator) -> Lines:
         np.arange(WIDTH) >= widths[:, None],
         labels,
         np.arange(MAX_DIGITS) >= lengths[:, None],
+        starts,
+        ends,
     )
 
 
@@ -80,8 +88,10 @@ def _trim(image: np.ndarray) -> np.ndarray:
     return image[:, inked[0] : inked[-1] + 1]
 
 
-def _write(digits: list[np.ndarray], paper: np.ndarray, rng: np.random.Generator) -> int:
-    """Sets the digits on the paper and returns the column where the line ends."""
+def _write(
+    digits: list[np.ndarray], paper: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sets the digits on the paper; first and last column of each, and where the line ends."""
     # Rows lean from the middle one by up to one column; the margins take that up.
     slant, margin = rng.uniform(-0.25, 0.25), 2
     lean = np.round(slant * np.arange(4, 4 - HEIGHT, -1)).astype(int)
@@ -92,9 +102,11 @@ def _write(digits: list[np.ndarray], paper: np.ndarray, rng: np.random.Generator
     while margin + gaps.sum() + widths.sum() + margin > WIDTH:
         gaps[np.argmax(gaps)] -= 1
     starts = margin + np.cumsum(gaps) + np.cumsum(widths) - widths
-    for digit, top, start in zip(digits, tops, starts, strict=True):
+    first, last = np.empty((2, len(digits)), np.int32)
+    for index, (digit, top, start) in enumerate(zip(digits, tops, starts, strict=True)):
         rows = np.arange(top, top + 8)[:, None]
-        place = rows, start + lean[rows] + np.arange(digit.shape[1])
-        paper[place] = np.maximum(paper[place], digit)
+        columns = start + lean[rows] + np.arange(digit.shape[1])
+        paper[rows, columns] = np.maximum(paper[rows, columns], digit)
+        first[index], last[index] = columns.min(), columns.max()
     end = int(starts[-1] + widths[-1])
-    return min(end + margin + int(rng.integers(0, 4)), WIDTH)
+    return first, last, min(end + margin + int(rng.integers(0, 4)), WIDTH)

@@ -166,17 +166,21 @@ def _text(labels: np.ndarray) -> str:
     return "".join(str(label - 1) for label in labels if label > 0)
 
 
-class _OneLine(argparse.ArgumentParser):
+class OneLine(argparse.ArgumentParser):
+    """A parser that does not repeat its usage at every mistake."""
+
     def error(self, message: str) -> NoReturn:
         """Says what is wrong in one line, without the usage."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's value from 1 on."""
     return _integer(text, 1, "a positive integer")
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """An option's value from 0 on."""
     return _integer(text, 0, "an integer that is not negative")
 
 
@@ -186,7 +190,8 @@ def _integer(text: str, least: int, kind: str) -> int:
     return int(text)
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
+    """A folder to write to, made if it is not there."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -197,11 +202,11 @@ def _folder(text: str) -> Path:
 
 def main() -> None:
     """Trains, tests, draws, and prints the test CER."""
-    parser = _OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=_positive, default=750, help="updates (default: 750)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of model and lines (default: 0)")
-    parser.add_argument("--batch-size", type=_positive, default=32, help="lines (default: 32)")
-    parser.add_argument("--output", type=_folder, help="folder for the picture (default: none)")
+    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=positive, default=750, help="updates (default: 750)")
+    parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="lines (default: 32)")
+    parser.add_argument("--output", type=folder, help="folder for the picture (default: none)")
     arguments = parser.parse_args()
 
     validation = evaluation_lines("validation", VALIDATION_BATCHES)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import Paths, best_path, shares_along
+from jaxctc.paths import Paths, best_path, frame_classes, shares_along
 from jaxctc.posteriors import frame_ids, nan_where, with_log_derivative
 from jaxctc.scores import Options, Reading, in_use, normaliser, read, sum_over_frames, widen
 from jaxctc.semirings import Semiring
@@ -103,31 +103,34 @@ def forced_align(
         band = _checks.count("forced_align", "band", band)
 
     lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
-    best, found = best_path(lattice, checkpoint_every=checkpoint_every, band=band)
-    best = jax.tree.map(lambda part: jnp.moveaxis(part[..., 0], 0, -1), best)
-    places = _places(lattice, best)
+    paths, found = best_path(lattice, checkpoint_every=checkpoint_every, band=band)
+    places = _places(lattice, paths)
     starts, ends = _spans(places, 2 * lattice.labels.shape[-1] + 1)
-    stretches = _fill(best, starts, ends)
-    stretches = jax.tree.map(lambda part: part[..., None, :], stretches)
-    frame_labels = frame_ids(lattice, reading, stretches, found, wildcard_id)[..., 0, :]
+    shown = frame_ids(
+        lattice, reading, _with_whole_stretches(paths, starts, ends), found, wildcard_id
+    )
+    sure = _largest(_shares_along(reading, inputs, places), places, starts)
 
-    is_found = found & ~lattice.is_broken
-    along = _shares_along(reading, inputs, places)
-    shown = as_given(lattice, jnp.stack([starts, ends], axis=-2), -1)
-    shown = jnp.where(is_found[..., None, None], shown, jnp.full_like(shown, -1))
-    sure = as_given(lattice, _largest(along, places, starts)[..., None, :], -1)[..., 0, :]
-    sure = jnp.where(is_found[..., None], sure, jnp.full_like(sure, -1))
-    score = _score(inputs, reading, lattice, best, found)
-    return Alignment(frame_labels, shown[..., 0, :], shown[..., 1, :], sure, score)
+    counts = (found & ~lattice.is_broken)[..., None]
+    starts, ends, sure = (
+        jnp.where(
+            counts,
+            as_given(lattice, part[..., None, :], -1)[..., 0, :],
+            jnp.full_like(part[..., :1], -1),
+        )
+        for part in (starts, ends, sure)
+    )
+    score = _score(inputs, reading, lattice, paths, found)
+    return Alignment(shown[..., 0, :], starts, ends, sure, score)
 
 
-def _places(lattice: Lattice, path: Paths) -> Int[Array, "*B T"]:
+def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:
     """The place (`Lattice.places`) of the label or wildcard in each frame; 2 N + 1 for none."""
     labels = lattice.labels.shape[-1]
-    which = path.states >> 1
-    nowhere = jnp.full_like(which, 2 * labels + 1)
-    places = jnp.where(path.states & 1 == 1, which, nowhere)
-    places = jnp.where(path.absorbed, which + labels, places)
+    states, absorbed = (part[..., 0, :] for part in paths)
+    nowhere = jnp.full_like(states, 2 * labels + 1)
+    places = jnp.where(states & 1 == 1, states >> 1, nowhere)
+    places = jnp.where(absorbed, (states >> 1) + labels, places)
     return jnp.where(jnp.moveaxis(lattice.is_frame, 0, -1), places, nowhere)
 
 
@@ -145,18 +148,20 @@ def _spans(places: Int[Array, "*B T"], count: int) -> tuple[Int[Array, "*B P"], 
     return one(places)
 
 
-def _fill(path: Paths, starts: Int[Array, "*B P"], ends: Int[Array, "*B P"]) -> Paths:
-    """The path with all frames between those that a wildcard absorbs absorbed, too."""
+def _with_whole_stretches(
+    paths: Paths, starts: Int[Array, "*B P"], ends: Int[Array, "*B P"]
+) -> Paths:
+    """The paths with all frames between those that a wildcard absorbs absorbed, too."""
 
-    @functools.partial(jnp.vectorize, signature="(p),(p),(t)->(t)")
-    def between(starts: Array, ends: Array, gaps: Array) -> Array:
-        labels = starts.shape[0] // 2
-        frames = jnp.arange(gaps.shape[0], dtype=jnp.int32)
-        place = jnp.minimum(gaps + labels, starts.shape[0] - 1)
-        return (starts[place] <= frames) & (frames <= ends[place])
+    @functools.partial(jnp.vectorize, signature="(p),(p),(s,t)->(s,t)")
+    def is_between(starts: Array, ends: Array, gaps: Array) -> Array:
+        frames = lax.broadcasted_iota(jnp.int32, gaps.shape, 1)
+        places = gaps + starts.shape[0] // 2
+        first, last = (part.at[places].get(mode="clip") for part in (starts, ends))
+        return (first <= frames) & (frames <= last)
 
-    is_between = between(starts, ends, path.states >> 1) & (path.states & 1 == 0)
-    return path._replace(absorbed=is_between)
+    in_gap = paths.states & 1 == 0
+    return paths._replace(absorbed=in_gap & is_between(starts, ends, paths.states >> 1))
 
 
 @with_log_derivative
@@ -183,24 +188,13 @@ def _score(
     inputs: _checks.CtcInputs,
     reading: Reading,
     lattice: Lattice,
-    path: Paths,
+    paths: Paths,
     found: Bool[Array, "*B"],
 ) -> Float[Array, "*B"]:
     """Log-probability of the path, summed anew: its gradient is that of the path's own scores."""
     logits = in_use(inputs.logits, inputs.is_frame)
-    labels = jnp.concatenate(
-        [lattice.labels, jnp.zeros_like(lattice.labels[..., :1], shape=(*found.shape, 1))], axis=-1
-    )
-
-    @functools.partial(jnp.vectorize, signature="(t,k),(n),(t),(t)->(t)")
-    def emitted(logits: Array, labels: Array, states: Array, absorbed: Array) -> Array:
-        blank = jnp.full_like(states, reading.blank)
-        classes = jnp.where(states & 1 == 1, jnp.take(labels, states >> 1, mode="clip"), blank)
-        if reading.wildcard is not None:
-            classes = jnp.where(absorbed, jnp.full_like(classes, reading.wildcard), classes)
-        return jnp.take_along_axis(logits, classes[:, None], axis=1, mode="clip")[:, 0]
-
-    scores = widen(emitted(logits, labels, path.states, path.absorbed))
+    classes = jnp.moveaxis(frame_classes(lattice, reading, paths), -2, -1)
+    scores = widen(jnp.take_along_axis(logits, classes, axis=-1, mode="clip")[..., 0])
     if not reading.logits_normalized:
         largest, log_sum = normaliser(logits)
         scores = (scores - largest) - log_sum

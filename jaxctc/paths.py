@@ -29,6 +29,7 @@ from jaxctc.recursions import (
     virtual_row,
     with_a_frame,
 )
+from jaxctc.scores import Reading
 from jaxctc.semirings import MAX, Number, Semiring
 
 KEPT = 1 << 26
@@ -38,8 +39,8 @@ KEPT = 1 << 26
 class Paths(NamedTuple):
     """`S` paths per example."""
 
-    states: Int[Array, "T *B S"]
-    absorbed: Bool[Array, "T *B S"]
+    states: Int[Array, "*B S T"]
+    absorbed: Bool[Array, "*B S T"]
     """True where a wildcard, and not the blank, emits the frame."""
 
 
@@ -87,7 +88,7 @@ def best_path(
     else:
         is_better = lattice.wildcards.scores > lattice.blank_scores
         absorbed = is_better[..., None] & _is_gap(lattice.wildcards, states)
-    return Paths(states[:given], absorbed[:given]), found
+    return _over_frames(Paths(states, absorbed), given), found
 
 
 def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_samples: int) -> Paths:
@@ -136,7 +137,23 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
     first = virtual_row(jnp.zeros_like(count), lattice, semiring)
     every = _stretch(lattice, 16 * lattice.labels.shape[-1])
     _, paths = sweep(step, visit, first, turn, frames=frames, checkpoint_every=every)
-    return jax.tree.map(lambda part: part[:given], paths)
+    return _over_frames(paths, given)
+
+
+def frame_classes(lattice: Lattice, reading: Reading, paths: Paths) -> Int[Array, "*B S T"]:
+    """The class that each frame of a path emits."""
+
+    @functools.partial(jnp.vectorize, signature="(n),(s,t)->(s,t)")
+    def label_at(labels: Array, places: Array) -> Array:
+        labels = jnp.concatenate([labels, jnp.zeros_like(labels, shape=(1,))])
+        return jnp.take(labels, places, mode="clip")
+
+    states = paths.states
+    blank = jnp.full_like(states, reading.blank)
+    classes = jnp.where(states & 1 == 1, label_at(lattice.labels, states >> 1), blank)
+    if reading.wildcard is None:
+        return classes
+    return jnp.where(paths.absorbed, jnp.full_like(classes, reading.wildcard), classes)
 
 
 def shares_along(
@@ -242,6 +259,11 @@ class _Window(NamedTuple):
         return jax.tree.map(moved, states)
 
 
+def _over_frames(paths: Paths, frames: int) -> Paths:
+    """Rows `[T, *B, S]` of a sweep with the frames at the end."""
+    return Paths(*(jnp.moveaxis(part[:frames], 0, -1) for part in paths))
+
+
 def _stretch(lattice: Lattice, bytes_per_frame: int) -> int:
     """How many frames to keep things of: all, or so many that memory grows with their root."""
     frames = lattice.is_frame.shape[0]
@@ -276,7 +298,11 @@ def _best_at_zero(states: States) -> States:
 def _pack(blank: Array, moves: Array, skips: Array) -> UInt8[Array, "*B 3 bytes"]:
     nothing = jnp.zeros_like(blank[..., :1])
     moves, skips = (jnp.concatenate([bits, nothing], axis=-1) for bits in (moves, skips))
-    return jnp.packbits(jnp.stack([blank, moves, skips], axis=-2), axis=-1)
+    bits = jnp.stack([blank, moves, skips], axis=-2)
+    room = jnp.zeros_like(bits, shape=(*bits.shape[:-1], -bits.shape[-1] % 8))
+    bits = jnp.concatenate([bits, room], axis=-1).reshape(*bits.shape[:-1], -1, 8)
+    bits = bits.astype(jnp.uint8) << lax.broadcasted_iota(jnp.uint8, bits.shape, bits.ndim - 1)
+    return jnp.sum(bits, axis=-1, dtype=jnp.uint8)
 
 
 def _steps(pointers: UInt8[Array, "*B 3 bytes"], states: Int[Array, "*B S"]) -> Int[Array, "*B S"]:
@@ -284,7 +310,7 @@ def _steps(pointers: UInt8[Array, "*B 3 bytes"], states: Int[Array, "*B S"]) -> 
 
     def bit(plane: int) -> Array:
         byte = _at(pointers[..., plane, :], place >> 3)
-        return (byte.astype(jnp.int32) >> (7 - (place & 7))) & 1
+        return (byte.astype(jnp.int32) >> (place & 7)) & 1
 
     return jnp.where(states & 1 == 0, bit(0), bit(1) + bit(2))
 

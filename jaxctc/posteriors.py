@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jaxctc import _checks, recursions
 from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import Paths, sample_paths
+from jaxctc.paths import Paths, frame_classes, sample_paths
 from jaxctc.scores import Options, Reading, in_use, read
 from jaxctc.semirings import LOG, WIDE, Number, Semiring
 
@@ -184,8 +184,8 @@ def posteriors(
       Three equally likely paths of two frames spell [1]: `- 1`, `1 -` and `1 1`.
 
       >>> blank, label = posteriors(jnp.zeros((2, 2)), None, jnp.array([1]), None)
-      >>> blank.round(4).tolist(), label[:, 0].round(4).tolist()
-      ([0.3333, 0.3333], [0.6667, 0.6667])
+      >>> print(blank.round(4), label[:, 0].round(4))
+      [0.3333 0.3333] [0.6667 0.6667]
 
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.2.
@@ -344,7 +344,6 @@ def sample_alignments(
     lattice, semiring = build_lattice(inputs, reading), value_semiring(inputs)
     found = semiring.decode(recursions.total(lattice, semiring)) > -jnp.inf
     drawn = sample_paths(key, lattice, semiring, num_samples=count)
-    drawn = jax.tree.map(lambda part: jnp.moveaxis(part, 0, -1), drawn)
     return frame_ids(lattice, reading, drawn, found, wildcard_id)
 
 
@@ -443,17 +442,12 @@ def frame_ids(
 ) -> Int[Array, "*B S T"]:
     """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
 
-    @functools.partial(jnp.vectorize, signature="(n),(s,t)->(s,t)")
-    def at(labels: Array, places: Array) -> Array:
-        return jnp.take(jnp.append(labels, 0), places, mode="clip")
-
-    blank, nothing = (jnp.asarray(value, jnp.int32) for value in (reading.blank, -1))
-    ids = jnp.where(paths.states & 1 == 1, at(lattice.labels, paths.states >> 1), blank)
+    ids = frame_classes(lattice, reading, paths)
     if wildcard_id is not None:
-        ids = jnp.where(paths.absorbed, jnp.asarray(wildcard_id, jnp.int32), ids)
+        ids = jnp.where(ids == reading.wildcard, jnp.full_like(ids, wildcard_id), ids)
     found &= ~lattice.is_broken
     counts = jnp.moveaxis(lattice.is_frame, 0, -1) & found[..., None]
-    return jnp.where(counts[..., None, :], ids, nothing)
+    return jnp.where(counts[..., None, :], ids, jnp.full_like(ids, -1))
 
 
 def nan_where(is_broken: Bool[Array, "*B"], like: Array) -> Array:

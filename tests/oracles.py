@@ -79,7 +79,7 @@ def forward_rows(log_probs, labels, blank=0):
 class Path(NamedTuple):
     """One alignment of given labels."""
 
-    classes: tuple[int, ...]
+    classes: tuple[int | None, ...]
     """Per frame; the wildcard's id where it absorbs."""
     places: tuple[int, ...]
     """Per frame, which of the given labels (or wildcards) it belongs to; -1 for blanks."""

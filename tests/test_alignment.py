@@ -89,9 +89,9 @@ def check(case, found):
     places = np.flatnonzero(case.labels_in_use)
     for part in found[1:4]:
         assert (np.delete(part, places) == -1).all()
-    own = [part[places] for part in found[1:4]]
     path = found.frame_labels[:frames]
-    own = Alignment(path, *own, found.score)
+    starts, ends, confidences = (part[places] for part in found[1:4])
+    own = Alignment(path, starts, ends, confidences, found.score)
     check_spans(own, case.labels[places].tolist(), case.frames_in_use, case.blank)
     assert_close(found.score, 0.0 - case.truth().best_loss)
     weights = {path.classes: path.weight for path in case.alignments()}

@@ -14,10 +14,14 @@ MAY_IMPORT = {
     "_checks": set(),
     "padding": {"_checks"},
     "semirings": set(),
-    "lattice": {"_checks", "padding"},
+    "scores": {"_checks", "semirings"},
+    "lattice": {"_checks", "padding", "scores"},
     "recursions": {"lattice", "padding", "semirings"},
-    "loss": {"_checks", "lattice", "recursions", "semirings"},
-    "decoding": {"_checks", "lattice", "padding"},
+    "paths": {"lattice", "recursions", "scores", "semirings"},
+    "posteriors": {"_checks", "lattice", "paths", "recursions", "scores", "semirings"},
+    "loss": {"_checks", "lattice", "posteriors", "recursions", "scores", "semirings"},
+    "alignment": {"_checks", "lattice", "paths", "posteriors", "scores", "semirings"},
+    "decoding": {"_checks", "lattice", "padding", "scores"},
     "error_rates": {"_checks", "padding"},
 }
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}

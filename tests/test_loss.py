@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import BATCHES, CASES, IDS, NARROW, batch_of
-from every_pair import at_all_frames, every_pair, every_topology
+from every_pair import at_all_frames, every_pair, every_topology, padded
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_close

@@ -1,0 +1,205 @@
+"""Finds where in a line of handwriting each digit stands, knowing only which digits there are.
+
+A small network is trained for a minute with the CTC loss, which never sees a position. The
+alignment of the right digits to the columns of lines it has not seen is then compared with the
+columns where the digits were written. Run it with
+
+    python examples/align.py --output out
+
+CTC alone makes a digit a peak of a frame or two, since blanks explain the rest as well. Label
+priors (`ctc_loss(..., label_priors=...)`) take away what the blank gains by being frequent, and the
+digits spread over the columns they are on; `--prior-scale 0` shows the difference. They come in
+once the network has begun to read: before, there is nothing to spread.
+"""
+
+import argparse
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from digit_lines import CLASSES, Lines, Scans, load_scans, make_lines
+from flax import nnx
+from tqdm import tqdm
+from train_digits import OneLine, Reader, folder, positive, seed
+
+import jaxctc
+
+matplotlib.use("Agg")  # draws to files, with or without a screen
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+WILDCARD = CLASSES
+BATCH, TEST_LINES, SHOWN = 32, 512, 3
+
+
+class Priors(NamedTuple):
+    """How frequent each class is in what the network emits, and how much of that to take off."""
+
+    log_probs: jax.Array
+    """[K]."""
+    scale: jax.Array
+
+
+@nnx.jit
+def train_step(
+    model: Reader, optimizer: nnx.Optimizer, lines: Lines, priors: Priors
+) -> tuple[jax.Array, Priors]:
+    """One update; returns the mean loss, and the priors with this batch's part in them."""
+
+    def mean_loss(model: Reader) -> tuple[jax.Array, jax.Array]:
+        logits = model(lines.images)
+        losses = jaxctc.ctc_loss(
+            logits,
+            lines.image_paddings,
+            lines.labels,
+            lines.label_paddings,
+            label_priors=priors.log_probs,
+            prior_scale=priors.scale,
+        )
+        return losses.mean(), logits
+
+    (loss, logits), gradient = nnx.value_and_grad(mean_loss, has_aux=True)(model)
+    optimizer.update(model, gradient)
+    here = jnp.mean(jax.nn.softmax(logits), axis=(0, 1), where=~lines.image_paddings[..., None])
+    mixed = 0.95 * jnp.exp(priors.log_probs) + 0.05 * here
+    return loss, priors._replace(log_probs=jnp.log(mixed))
+
+
+def train(scans: Scans, arguments: argparse.Namespace) -> tuple[Reader, Priors]:
+    """A reader, and the priors it was trained with."""
+    rng = np.random.default_rng(arguments.seed)
+    # Layers look along the line: with fewer of them, a digit cannot be told from far away.
+    model = Reader(layers=2, rngs=nnx.Rngs(arguments.seed))
+    warmup = max(1, arguments.steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, warmup, arguments.steps + 1, 5e-5)
+    optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=0.05), wrt=nnx.Param)
+    priors = Priors(jnp.log(jnp.full(CLASSES, 1 / CLASSES)), jnp.zeros(()))
+    with tqdm(range(arguments.steps), unit="step", mininterval=0.5) as bar:
+        for step in bar:
+            share = np.clip((step / arguments.steps - 0.3) / 0.3, 0, 1)
+            priors = priors._replace(scale=jnp.float32(arguments.prior_scale * share))
+            loss, priors = train_step(model, optimizer, make_lines(scans, BATCH, rng), priors)
+            bar.set_postfix(loss=f"{float(loss):.2f}", refresh=False)
+    return model, priors
+
+
+@nnx.jit
+def align(
+    model: Reader, lines: Lines, priors: Priors
+) -> tuple[jaxctc.Alignment, jaxctc.Posteriors]:
+    """The best alignment of every line, and the posteriors of all its alignments."""
+    align = functools.partial(jaxctc.forced_align, wildcard_id=WILDCARD, wildcard_penalty=0.5)
+    weigh = functools.partial(jaxctc.posteriors, wildcard_id=WILDCARD, wildcard_penalty=0.5)
+    arguments = model(lines.images), lines.image_paddings, lines.labels, lines.label_paddings
+    return (
+        align(*arguments, label_priors=priors.log_probs, prior_scale=priors.scale),
+        weigh(*arguments, label_priors=priors.log_probs, prior_scale=priors.scale),
+    )
+
+
+def report(lines: Lines, found: jaxctc.Alignment) -> None:
+    """The first line in full, then how far all boundaries are from the truth."""
+    names = [_name(label) for label in lines.labels[0]]
+    print("digit  written in columns  aligned to  confidence")
+    for place in range(int((~lines.label_paddings[0]).sum())):
+        written = f"{lines.starts[0, place]}–{lines.ends[0, place]}"
+        aligned = f"{found.starts[0, place]}–{found.ends[0, place]}"
+        print(f"{names[place]:>5}  {written:>18}  {aligned:>10}  {found.confidences[0, place]:.3f}")
+    in_use = ~lines.label_paddings
+    starts, ends = np.asarray(found.starts), np.asarray(found.ends)
+    off = np.abs(np.stack([starts - lines.starts, ends - lines.ends]))[:, in_use]
+    middle = ((starts + ends) / 2)[in_use]
+    inside = (lines.starts[in_use] <= middle) & (middle <= lines.ends[in_use])
+    print(f"{in_use.sum()} digits in {len(in_use)} lines")
+    print(f"aligned to a place inside the digit: {inside.mean():.4f}")
+    print(f"boundaries within 1 column: {np.mean(off <= 1):.4f}, within 2: {np.mean(off <= 2):.4f}")
+    print(f"mean distance of a boundary: {off.mean():.2f} columns")
+
+
+def draw(lines: Lines, found: jaxctc.Alignment, shares: jaxctc.Posteriors, figure: Figure) -> None:
+    """For each line: the image with the frames of each digit, and posteriors with the path."""
+    rows = figure.subplots(2 * SHOWN, 1, height_ratios=[1, 2.2] * SHOWN)
+    for line, image, heat in zip(range(SHOWN), rows[::2], rows[1::2], strict=True):
+        width = int((~lines.image_paddings[line]).sum())
+        count = int((~lines.label_paddings[line]).sum())
+        names = [_name(label) for label in lines.labels[line, :count]]
+        image.imshow(lines.images[line, :width].T, cmap="gray_r", aspect="auto", vmin=0, vmax=1)
+        for place in range(count):
+            start, end = (int(part[line, place]) for part in (found.starts, found.ends))
+            if start < 0:
+                continue
+            color = f"C{place}"
+            image.axvspan(start - 0.5, end + 0.5, color=color, alpha=0.35, linewidth=0)
+            image.text((start + end) / 2, -1, names[place], color=color, ha="center", va="bottom")
+            for edge in (lines.starts[line, place] - 0.5, lines.ends[line, place] + 0.5):
+                image.axvline(edge, color="black", linewidth=0.7, linestyle=":")
+        image.set_xlim(-0.5, width - 0.5)
+        image.set_axis_off()
+        table = np.column_stack([shares.blank[line, :width], shares.label[line, :width, :count]])
+        heat.imshow(table.T, aspect="auto", vmin=0, vmax=1)
+        path = np.zeros(width, int)
+        for place in range(count):
+            start, end = (int(part[line, place]) for part in (found.starts, found.ends))
+            if start >= 0:
+                path[start : end + 1] = place + 1
+        heat.step(np.arange(width), path, where="mid", color="white", linewidth=1.2)
+        heat.set_yticks(range(count + 1), ["blank", *names], fontsize=7)
+        heat.set_xticks([])
+    rows[-1].set_xlabel(
+        "frame (image column); brightness: posterior of each digit; white: the best alignment\n"
+        "above: frames of each digit in colour, dotted lines where it was written; "
+        "in the last line the transcript has * for two digits"
+    )
+
+
+def with_a_wildcard(lines: Lines, line: int) -> Lines:
+    """The same lines, two digits of one replaced by a wildcard: nobody wrote down which."""
+    lines = Lines(*(part.copy() for part in lines))
+    lines.labels[line, 1], lines.ends[line, 1] = WILDCARD, lines.ends[line, 2]
+    for part, nothing in zip(lines[2:], (0, True, -1, -1), strict=True):
+        part[line, 2:] = np.append(part[line, 3:], nothing)
+    return lines
+
+
+def _name(label: int) -> str:
+    return "*" if label == WILDCARD else str(label - 1)
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+    return value
+
+
+def main() -> None:
+    """Trains, aligns, prints and draws."""
+    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=positive, default=600, help="updates (default: 600)")
+    parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
+    parser.add_argument("--prior-scale", type=_scale, default=0.4, help="0 to 1 (default: 0.4)")
+    parser.add_argument("--output", type=folder, help="folder for the picture (default: none)")
+    arguments = parser.parse_args()
+
+    model, priors = train(load_scans("train"), arguments)
+    lines = make_lines(load_scans("test"), TEST_LINES, np.random.default_rng(7))
+    found, _ = align(model, lines, priors)
+    report(lines, found)
+    if arguments.output is not None:
+        shown = with_a_wildcard(lines, SHOWN - 1)
+        figure = plt.figure(figsize=(12, 2.8 * SHOWN), layout="constrained")
+        draw(shown, *align(model, shown, priors), figure)
+        path = arguments.output / "alignment.png"
+        figure.savefig(path, dpi=110)
+        print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    main()
