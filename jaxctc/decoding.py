@@ -29,7 +29,7 @@ class Hypotheses(NamedTuple):
     ends: Int[Array, "*B L"] | None
     """Last frame of each label, itself included; -1 behind the last."""
     confidences: Float[Array, "*B L"] | None
-    """In [0, 1], 0 behind the last; of what, the decoder says."""
+    """In [0, 1], -1 behind the last; of what, the decoder says."""
 
 
 def greedy_decode(
@@ -93,4 +93,4 @@ def greedy_decode(
 def _largest_per_run(values, owner):
     # A maximum, unlike a sum, does not depend on the order of the scatter.
     largest = jax.ops.segment_max(values, owner, num_segments=values.shape[0])
-    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+    return jnp.where(largest == -jnp.inf, jnp.full_like(largest, -1), largest)

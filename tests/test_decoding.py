@@ -47,7 +47,7 @@ def test_against_plain_python(case):
     rest = len(case.logits) - len(runs)
     for got, column in zip((best.labels, best.starts, best.ends), columns, strict=False):
         assert got.tolist() == [*column, *[-1] * rest]
-    assert_close(best.confidences, [*columns[3], *[0] * rest])
+    assert_close(best.confidences, [*columns[3], *[-1] * rest])
 
 
 def test_repeats_merge_before_blanks_go():
@@ -71,7 +71,7 @@ def test_normalized_scores_are_taken_as_they_are():
     best = greedy_decode(log_probs, None, logits_normalized=True)
     np.testing.assert_allclose(best.scores, np.log(0.4 * 0.3), rtol=1e-6)
     assert best.confidences is not None
-    np.testing.assert_allclose(best.confidences, [0.4, 0], rtol=1e-6)
+    np.testing.assert_allclose(best.confidences, [0.4, -1], rtol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -32,6 +32,21 @@ def test_train_digits_runs_and_draws(tmp_path):
 
 
 @pytest.mark.usefixtures("digit_lines")
+def test_align_runs_and_draws(tmp_path):
+    done = run("align.py", "--steps", "3", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^boundaries within 1 column: 0\.\d{4}, within 2: 0", done.stdout, re.MULTILINE
+    )
+    assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    bad = run("align.py", "--prior-scale", "2")
+    assert (bad.returncode, bad.stderr) == (
+        2,
+        "align.py: argument --prior-scale: must be a number from 0 to 1; got '2'\n",
+    )
+
+
+@pytest.mark.usefixtures("digit_lines")
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -71,6 +86,18 @@ def test_lines_are_what_they_say(digit_lines):
     # Behind the end of a line there is nothing but noise.
     behind = np.where(lines.image_paddings[..., None], np.abs(lines.images), 0)
     assert behind.max() < 0.5
+    # Where a digit is said to stand there is ink; the columns are its own, in order.
+    starts, ends = lines.starts, lines.ends
+    in_use = ~lines.label_paddings
+    assert ((starts >= 0) == in_use).all()
+    assert ((ends >= 0) == in_use).all()
+    assert (starts[in_use] < ends[in_use]).all()
+    follows = in_use[:, 1:]
+    assert (starts[:, 1:] > starts[:, :-1])[follows].all()
+    assert (ends[in_use] < (~lines.image_paddings).sum(axis=1).repeat(counts)).all()
+    rows = np.arange(200).repeat(counts)
+    middles = ((starts + ends) // 2)[in_use]
+    assert (lines.images[rows, middles].max(axis=-1) > 0.4).mean() > 0.95
     again = digit_lines.make_lines(scans, 200, np.random.default_rng(0))
     np.testing.assert_array_equal(lines.images, again.images)
 

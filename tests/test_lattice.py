@@ -1,4 +1,3 @@
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -6,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxctc import collapse
-from jaxctc.lattice import normaliser
 
 
 @given(
@@ -42,16 +40,3 @@ def test_collapse_in_a_batch():
     labels, lengths = collapse(np.array([[[1, 1, 0]], [[0, 2, 1]]]))
     assert labels.tolist() == [[[1, -1, -1]], [[2, 1, -1]]]
     assert lengths.tolist() == [[1], [2]]
-
-
-def test_normaliser_of_a_large_offset_is_exact(rng):
-    logits = np.round(rng.normal(size=(5, 7)) * 64).astype(np.float32) / 64
-    largest, log_sum = normaliser(jnp.asarray(logits))
-    far, far_log_sum = normaliser(jnp.asarray(logits + np.float32(1e4)))
-    np.testing.assert_array_equal(far, largest + 1e4)
-    np.testing.assert_array_equal(far_log_sum, log_sum)
-
-
-def test_normaliser_of_nothing_possible():
-    largest, log_sum = normaliser(jnp.full((2, 3), -jnp.inf))
-    np.testing.assert_array_equal((largest, log_sum), 0)

@@ -1,0 +1,65 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import assert_close
+
+from jaxctc import ctc_loss, forced_align
+from jaxctc.scores import normaliser
+
+
+def test_normaliser_of_a_large_offset_is_exact(rng):
+    logits = np.round(rng.normal(size=(5, 7)) * 64).astype(np.float32) / 64
+    largest, log_sum = normaliser(jnp.asarray(logits))
+    far, far_log_sum = normaliser(jnp.asarray(logits + np.float32(1e4)))
+    np.testing.assert_array_equal(far, largest + 1e4)
+    np.testing.assert_array_equal(far_log_sum, log_sum)
+
+
+def test_normaliser_of_nothing_possible():
+    largest, log_sum = normaliser(jnp.full((2, 3), -jnp.inf))
+    np.testing.assert_array_equal((largest, log_sum), 0)
+
+
+def test_priors_of_all_and_of_each(rng):
+    """[K] is for every example what [*B, K] is for each; a scale of 0 is none at all."""
+    logits = rng.normal(size=(2, 3, 6, 4)).astype(np.float32)
+    labels = rng.integers(1, 4, (2, 3, 2))
+    priors = np.log(rng.dirichlet(np.ones(4))).astype(np.float32)
+    each = np.broadcast_to(priors, (2, 3, 4)) + np.float32(0)
+    plain = ctc_loss(logits, None, labels, None)
+    for given in (priors, each):
+        off = ctc_loss(logits, None, labels, None, label_priors=given, prior_scale=0)
+        assert_close(off, np.asarray(plain))
+    same = [ctc_loss(logits, None, labels, None, label_priors=given) for given in (priors, each)]
+    np.testing.assert_array_equal(same[0], same[1])
+    uniform = np.full(4, -np.log(4), np.float32)
+    even = ctc_loss(logits, None, labels, None, label_priors=uniform)
+    assert_close(even, np.asarray(plain) - 6 * np.log(4), rtol=1e-5)
+
+
+def test_priors_take_labels_off_their_peaks():
+    """A label one frame long under a blank-happy model, longer where the blank's prior counts."""
+    logits = np.log([[0.6, 0.4], [0.1, 0.9], [0.6, 0.4]]).astype(np.float32)
+    priors = np.log([0.8, 0.2]).astype(np.float32)
+    alone = forced_align(logits, None, np.array([1]), None)
+    spread = forced_align(logits, None, np.array([1]), None, label_priors=priors)
+    assert alone.frame_labels.tolist() == [0, 1, 0]
+    assert spread.frame_labels.tolist() == [1, 1, 1]
+
+
+def test_a_class_without_prior_is_as_one_with_an_infinite_score():
+    priors = jnp.array([0.0, -jnp.inf, 0.0])
+    arguments = jnp.zeros((3, 3)), None
+    assert np.isnan(ctc_loss(*arguments, jnp.array([1]), None, label_priors=priors))
+    assert np.isfinite(ctc_loss(*arguments, jnp.array([2]), None, label_priors=priors))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_logits_with_options(dtype, rng):
+    logits = jnp.asarray(rng.normal(size=(5, 4))).astype(dtype)
+    options = {"label_priors": jnp.zeros(4), "wildcard_id": 4, "wildcard_penalty": 1}
+    arguments = None, jnp.array([1, 4, 2]), None
+    loss = ctc_loss(logits, *arguments, **options)
+    wide = ctc_loss(logits.astype(jnp.float32), *arguments, **options)
+    assert loss.dtype == jnp.float32
+    assert_close(loss, np.asarray(wide))
