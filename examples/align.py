@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 from digit_lines import CLASSES, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
-from train_digits import OneLine, Reader, folder, positive, seed
+from train_digits import OneLine, Reader, folder, new_reader, positive, seed
 
 import jaxctc
 
@@ -73,10 +72,7 @@ def train(scans: Scans, arguments: argparse.Namespace) -> tuple[Reader, Priors]:
     """A reader, and the priors it was trained with."""
     rng = np.random.default_rng(arguments.seed)
     # Layers look along the line: with fewer of them, a digit cannot be told from far away.
-    model = Reader(layers=2, rngs=nnx.Rngs(arguments.seed))
-    warmup = max(1, arguments.steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, warmup, arguments.steps + 1, 5e-5)
-    optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=0.05), wrt=nnx.Param)
+    model, optimizer = new_reader(arguments.seed, arguments.steps, layers=2)
     priors = Priors(jnp.log(jnp.full(CLASSES, 1 / CLASSES)), jnp.zeros(()))
     with tqdm(range(arguments.steps), unit="step", mininterval=0.5) as bar:
         for step in bar:

@@ -93,6 +93,13 @@ def read(model: Reader, lines: Lines) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jax.nn.softmax(logits), decoded, errors
 
 
+def new_reader(seed: int, steps: int, *, layers: int = 3) -> tuple[Reader, nnx.Optimizer]:
+    """A reader that knows nothing yet, and what will train it in so many steps."""
+    model = Reader(layers=layers, rngs=nnx.Rngs(seed))
+    schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, max(1, steps // 10), steps + 1, 5e-5)
+    return model, nnx.Optimizer(model, optax.adamw(schedule, weight_decay=0.05), wrt=nnx.Param)
+
+
 class Curves(NamedTuple):
     """What training looked like."""
 
@@ -106,10 +113,7 @@ class Curves(NamedTuple):
 def train(scans: Scans, validation: Lines, arguments: argparse.Namespace) -> tuple[Reader, Curves]:
     """Trains a new reader on an endless supply of lines."""
     rng = np.random.default_rng(arguments.seed)
-    model = Reader(rngs=nnx.Rngs(arguments.seed))
-    warmup = max(1, arguments.steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, warmup, arguments.steps + 1, 5e-5)
-    optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=0.05), wrt=nnx.Param)
+    model, optimizer = new_reader(arguments.seed, arguments.steps)
     curves = Curves([], [], [])
     with tqdm(range(1, arguments.steps + 1), unit="step", mininterval=0.5) as bar:
         for step in bar:

@@ -51,7 +51,7 @@ def forced_align(
 
     Of equally likely paths one is returned: going back from the end, a path stays in its state
     while that is as good as any other way. Memory is 3 / 8 byte per frame and label, or grows
-    with √T · N (see `checkpoint_every`): an hour of audio fits.
+    with √T · N (see `checkpoint_every`): hours of audio fit.
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
@@ -61,9 +61,9 @@ def forced_align(
         blanks between them belong to it, and cost no penalty.
       wildcard_penalty: as there.
       checkpoint_every: static number of frames. Back-pointers are kept for so many frames at a
-        time, and the states at each of these distances; all pointers are then
-        computed twice. None keeps all pointers while they take less than 64 MB, and else those
-        of 2 √T frames. The path is the same.
+        time, and the states at these distances; all pointers are then computed twice. None keeps
+        all pointers while they take less than 64 MB, and else those of 2 √T frames. The path is
+        the same.
       band: static number of labels. At each frame only so many labels on either side of the
         diagonal (from the first label in the first frame to the last in the last) can be passed,
         and a step must begin among those of the frame it leads to; time and memory shrink
@@ -71,12 +71,12 @@ def forced_align(
 
     Returns:
       `Alignment`, with labels in the places where they were given. Spans are ordered and
-      disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`); blanks alone belong to
-      no span. A wildcard that absorbs nothing has no frames. The confidence of a label is the
-      largest value that `jaxctc.posteriors` (of all alignments, in the band or not) has for it in
-      a frame that is its own on the path. `score` is differentiable (the gradient of a path),
-      confidences are. Where the labels cannot be aligned all is -1 and the score -inf; where the
-      loss is NaN all is -1 and the score NaN.
+      disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`); a wildcard that absorbs
+      nothing has no frames. The confidence of a label is the largest value that
+      `jaxctc.posteriors` (of all alignments, in the band or not) has for it in a frame that is
+      its own on the path. Confidences are differentiable, and the score is, as that of its path.
+      Where the labels cannot be aligned all is -1 and the score -inf; where the loss is NaN all
+      is -1 and the score NaN.
 
     Raises:
       ValueError: as `jaxctc.ctc_loss`; if `checkpoint_every` is not positive or `band` is

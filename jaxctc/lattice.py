@@ -79,9 +79,9 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     them. That is right for values; for JAX to differentiate through here, NaN in padded frames
     has to be gone before (`in_use`), for a select does not stop it in a derivative.
     """
-    is_wildcard = inputs.is_label & (inputs.labels == reading.wildcard)
-    if reading.wildcard is None:
-        is_wildcard = jnp.zeros_like(inputs.is_label)
+    is_wildcard = jnp.zeros_like(inputs.is_label)
+    if reading.wildcard is not None:
+        is_wildcard = inputs.is_label & (inputs.labels == reading.wildcard)
     is_own = inputs.is_label & ~is_wildcard
     labels = pack_left(inputs.labels, is_own)
     count = paddings_to_lengths(~is_own)

@@ -335,7 +335,9 @@ def _at(row: Shaped[Array, "n"], places: Int[Array, "s"]) -> Shaped[Array, "s"]:
     return row.at[places].get(mode="clip")
 
 
-def _slice(row: Shaped[Array, "*B n"], start: Int[Array, "*B"], width: int):
+def _slice(
+    row: Shaped[Array, "*B n"], start: Int[Array, "*B"], width: int
+) -> Shaped[Array, "*B w"]:
     return jnp.vectorize(
         lambda row, start: lax.dynamic_slice_in_dim(row, start, width), signature="(n),()->(w)"
     )(row, start)

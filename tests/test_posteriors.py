@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import BATCHES, CASES, EDGES, IDS, batch_of
+from cases import BATCHES, CASES, EDGES, IDS, NARROW, batch_of
 from every_pair import every_pair, every_topology
 from oracles import assert_close
 
@@ -162,6 +162,18 @@ def test_posteriors_of_long_inputs(rng):
         np.testing.assert_allclose(ours[name].blank, truth[name].blank, rtol=1e-6, atol=1e-5)
         np.testing.assert_allclose(ours[name].label, truth[name].label, rtol=1e-6, atol=1e-5)
     assert (ours["durations"] >= 1 - 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
+def test_narrow_floats(dtype, rng):
+    """Computed in float32 from the rounded logits."""
+    logits = jnp.asarray(rng.normal(size=(6, 4))).astype(dtype)
+    arguments = None, np.array([1, 2]), None
+    narrow = everything(logits, *arguments)
+    wide = everything(logits.astype(jnp.float32), *arguments)
+    for part, other in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        assert part.dtype == jnp.float32
+        assert_close(part, np.asarray(other))
 
 
 def flat(logits):
