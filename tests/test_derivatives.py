@@ -175,7 +175,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxctc import ctc_loss
+from jaxctc import ctc_loss, forced_align, posteriors
 
 mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("batch"))
@@ -191,7 +191,8 @@ for classes in (5, 40):
     @jax.jit
     def step(logits, *rest):
         loss, pullback = jax.vjp(lambda logits: ctc_loss(logits, *rest), logits)
-        return loss, *pullback(jnp.ones_like(loss))
+        best = forced_align(logits, *rest, wildcard_id=classes)
+        return loss, *pullback(jnp.ones_like(loss)), *posteriors(logits, *rest), *best
 
     alone = step(*arguments)
     spread = [jax.device_put(a, rows) for a in arguments]
