@@ -40,7 +40,7 @@ def forced_align(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
-    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,

@@ -44,7 +44,7 @@ def ctc_loss(
     logits_normalized: bool = False,
     max_approx: bool = False,
     zero_infinity: bool = False,
-    label_priors: Float[ArrayLike, "*B K"] | None = None,
+    label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,

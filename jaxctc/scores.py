@@ -30,7 +30,7 @@ class Options(NamedTuple):
 
     blank_id: int
     logits_normalized: bool
-    label_priors: Float[ArrayLike, "*B K"] | None = None
+    label_priors: Float[ArrayLike, "... K"] | None = None
     prior_scale: Float[ArrayLike, ""] = 1.0
     wildcard_id: int | None = None
     wildcard_penalty: Float[ArrayLike, ""] = 0.0

@@ -46,7 +46,6 @@ def samples_of(key, *arguments, **options):
     return sample_alignments(key, *arguments, **options)
 
 
-@pytest.mark.smoke
 @some_topologies
 def test_every_pair(classes, blank):
     every = every_pair(classes, blank)
@@ -188,7 +187,6 @@ def flat(logits):
     return jnp.concatenate([jnp.where(part == -jnp.inf, 0, part).ravel() for part in shown])
 
 
-@pytest.mark.smoke
 def test_derivatives():
     """Forward and reverse mode against differences in float64."""
     logits = np.random.default_rng(4).normal(size=(5, 3)).astype(np.float32)

@@ -33,7 +33,7 @@ def _arrays():
 LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS = _arrays()
 CTC = (LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
 TOKENS = (LABELS, LABEL_PADDINGS, LABELS[::-1].copy(), LABEL_PADDINGS[::-1].copy())
-KEY = np.array([0, 7], np.uint32)
+KEY = jnp.array([0, 7], jnp.uint32)
 # One batched call of each function; a second one differs in its values only.
 CALLS = {
     "alignment_entropy": CTC,
@@ -162,7 +162,6 @@ def test_batched_is_vmap_is_a_loop(name):
         result = call_of(name)(*arguments)
         return result[1:] if isinstance(result, jaxctc.LossAndForwardProbs) else result
 
-    batched = one(*CALLS[name])
     vmapped = jax.vmap(one, in_axes=axes, out_axes=out_axes)(*CALLS[name])
     rows = [
         one(*(a if i in static else a[row] for i, a in enumerate(CALLS[name]))) for row in range(2)
@@ -170,7 +169,9 @@ def test_batched_is_vmap_is_a_loop(name):
     looped = jax.tree.map(lambda *parts: jnp.stack(parts, out_axes), *rows)
     assert_same(vmapped, looped)
     if name not in MIXES_THE_BATCH:
-        assert_same(vmapped, batched)
+        batched = result_of(name)
+        is_long = isinstance(batched, jaxctc.LossAndForwardProbs)
+        assert_same(vmapped, batched[1:] if is_long else batched)
 
 
 @every_traced_function
