@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 EVALUATE_EVERY = 50
 VALIDATION_BATCHES, TEST_BATCHES, EVALUATION_BATCH = 2, 8, 64
 SHOWN = 4
+NAMES = ["blank", *"0123456789"]
 
 
 class Reader(nnx.Module):
@@ -69,18 +70,41 @@ def train_step(model: Reader, optimizer: nnx.Optimizer, lines: Lines) -> jax.Arr
     return loss
 
 
+class CharacterErrorRate(nnx.Metric):
+    """Adds up error counts on the device; divides once, when asked."""
+
+    def __init__(self) -> None:
+        """Nothing has been counted."""
+        self.counts = nnx.metrics.MetricState(jaxctc.ErrorCounts.zero())
+
+    def reset(self) -> None:
+        """Forgets what has been counted."""
+        self.counts.set_value(jaxctc.ErrorCounts.zero())
+
+    def update(self, **kwargs: jaxctc.ErrorCounts) -> None:
+        """Adds the counts of a batch, given as `counts`."""
+        self.counts.set_value(self.counts.get_value() + kwargs["counts"].sum())
+
+    def compute(self) -> jax.Array:
+        """Errors per digit."""
+        return self.counts.get_value().rate
+
+
 @nnx.jit
-def count_errors(model: Reader, batches: Lines) -> jaxctc.ErrorCounts:
-    """Decodes `[batches, B, …]` lines and adds up their errors, all of it on the device."""
+def count_errors(model: Reader, rate: CharacterErrorRate, lines: Lines) -> None:
+    """Decodes a batch of lines and counts its errors, all of it on the device."""
+    best = jaxctc.greedy_decode(model(lines.images), lines.image_paddings)
+    no_label = jaxctc.label_paddings_from(best.labels)
+    counts = jaxctc.error_counts(best.labels, no_label, lines.labels, lines.label_paddings)
+    rate.update(counts=counts)
 
-    def add(counts: jaxctc.ErrorCounts, lines: Lines) -> tuple[jaxctc.ErrorCounts, None]:
-        best = jaxctc.greedy_decode(model(lines.images), lines.image_paddings)
-        no_label = jaxctc.label_paddings_from(best.labels)
-        errors = jaxctc.error_counts(best.labels, no_label, lines.labels, lines.label_paddings)
-        return counts + errors.sum(), None
 
-    none = jaxctc.ErrorCounts(*(jnp.zeros((), jnp.int32) for _ in range(4)))
-    return jax.lax.scan(add, none, batches)[0]
+def evaluate(model: Reader, batches: Lines) -> CharacterErrorRate:
+    """The errors in `[batches, B, …]` lines."""
+    rate = CharacterErrorRate()
+    for batch in range(len(batches.images)):
+        count_errors(model, rate, Lines(*(part[batch] for part in batches)))
+    return rate
 
 
 @nnx.jit
@@ -121,7 +145,7 @@ def train(scans: Scans, validation: Lines, arguments: argparse.Namespace) -> tup
             curves.losses.append(float(train_step(model, optimizer, lines)))
             if step % EVALUATE_EVERY == 0 or step == arguments.steps:
                 curves.cer_steps.append(step)
-                curves.cers.append(float(count_errors(model, validation).rate))
+                curves.cers.append(float(evaluate(model, validation).compute()))
             cer = f"{curves.cers[-1]:.3f}" if curves.cers else "…"
             loss = f"{np.mean(curves.losses[-20:]):.2f}"
             bar.set_postfix(loss=loss, CER=cer, refresh=False)
@@ -159,11 +183,20 @@ def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
         image.set_title(title, loc="left", family="monospace")
         image.set_axis_off()
         heat.imshow(probabilities[line, :width].T, aspect="auto", vmin=0, vmax=1)
-        heat.set_yticks(range(CLASSES), ["blank", *"0123456789"], fontsize=6)
+        heat.set_yticks(range(CLASSES), NAMES, fontsize=6)
         heat.set_xticks([])
     rows[-1].set_xlabel("frame (image column); brightness: probability of the class")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def worst_lines(model: Reader, lines: Lines) -> str:
+    """What was written and what was read, for a few lines that went wrong."""
+    _, decoded, _ = read(model, lines)
+    no_label = jaxctc.label_paddings_from(decoded)
+    return jaxctc.format_errors(
+        decoded, no_label, lines.labels, lines.label_paddings, names=NAMES, most=SHOWN
+    )
 
 
 def _text(labels: np.ndarray) -> str:
@@ -220,12 +253,14 @@ def main() -> None:
         path = arguments.output / "digits.png"
         draw(model, curves, Lines(*(part[0] for part in test)), path)
         print(f"picture: {path}")
-    counts = count_errors(model, test)
+    rate = evaluate(model, test)
+    print(worst_lines(model, Lines(*(part[0] for part in test))))
+    counts = rate.counts.get_value()
     print(
         f"{int(counts.substitutions)} substitutions, {int(counts.insertions)} insertions and "
         f"{int(counts.deletions)} deletions in {int(counts.reference_length)} digits"
     )
-    print(f"test CER: {float(counts.rate):.4f}")
+    print(f"test CER: {float(rate.compute()):.4f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ entry is not in use, and may sit anywhere.
 
 from jaxctc.alignment import Alignment, forced_align
 from jaxctc.decoding import Hypotheses, greedy_decode
-from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts
+from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
+from jaxctc.error_reports import format_errors
 from jaxctc.lattice import collapse
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
 from jaxctc.padding import (
@@ -62,6 +63,7 @@ __all__ = [
     "error_counts",
     "expected_durations",
     "forced_align",
+    "format_errors",
     "forward_log_probs",
     "greedy_decode",
     "is_feasible",
@@ -72,4 +74,5 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "validate",
+    "wer",
 ]

@@ -178,6 +178,31 @@ def levenshtein(hyp, ref):
     return row[-1]
 
 
+def edit_counts(hyp, ref):
+    """`(substitutions, insertions, deletions)` by the rule that `error_counts` documents."""
+    insertions = deletions = substitutions = 0
+    while hyp and ref and hyp[-1] == ref[-1]:
+        hyp, ref = hyp[:-1], ref[:-1]
+    while hyp and ref:
+        here = levenshtein(hyp, ref)
+        if levenshtein(hyp, ref[:-1]) == here - 1:
+            ref, deletions = ref[:-1], deletions + 1
+        elif levenshtein(hyp[:-1], ref) == levenshtein(hyp[:-1], ref[:-1]) - 1:
+            hyp, insertions = hyp[:-1], insertions + 1
+        else:
+            substitutions += hyp[-1] != ref[-1]
+            hyp, ref = hyp[:-1], ref[:-1]
+    return int(substitutions), insertions + len(hyp), deletions + len(ref)
+
+
+def words(tokens, separator):
+    """What `str.split` does with a separator, for ids."""
+    found = [()]
+    for token in tokens:
+        found = [*found, ()] if token == separator else [*found[:-1], (*found[-1], token)]
+    return [word for word in found if word]
+
+
 def _log_weight(log_probs, path):
     return sum((log_probs[frame, k] for frame, k in enumerate(path)), start=0.0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxctc import ctc_loss, greedy_decode
+from jaxctc import cer, ctc_loss, edit_distance, error_counts, greedy_decode, wer
 
 SHAPE = (3, 20, 7, 5)  # B, T, K, N
 
@@ -98,3 +98,60 @@ def test_keras_greedy_decode(keras, batch):
         )
     best = greedy_decode(logits, np.arange(logits.shape[1]) >= logit_lengths[:, None])
     np.testing.assert_array_equal(best.labels[:, : decoded.shape[-1]], decoded[0])
+
+
+def random_texts(rng, count, length, letters="abc d"):
+    """Pairs of related texts, from nothing up to `length` letters, and what holds them as ids."""
+    texts = []
+    for size in rng.integers(0, length + 1, count):
+        text = rng.choice(list(letters), size)
+        kept = rng.random(size) < rng.choice([0.3, 0.9, 1.0])
+        changed = np.where(rng.random(size) < rng.choice([0, 0.2]), "c", text)[kept]
+        texts.append(("".join(changed), "".join(text)))
+    ids = np.zeros((2, count, length), np.int32)
+    for row, pair in enumerate(texts):
+        for side, text in enumerate(pair):
+            ids[side, row, : len(text)] = [ord(letter) for letter in text]
+    return texts, (ids[0], ids[0] == 0, ids[1], ids[1] == 0)
+
+
+def test_rapidfuzz(rng):
+    """10 000 pairs of up to 500 tokens: the distances and all three counts are the same."""
+    distance = pytest.importorskip("rapidfuzz.distance").Levenshtein
+    counts_of = jax.jit(error_counts)
+    for _ in range(10):
+        texts, arguments = random_texts(rng, 1000, 500)
+        counts = counts_of(*arguments)
+        operations = [distance.editops(ref, hyp) for hyp, ref in texts]
+        for count, tag in zip(counts[:3], ("replace", "insert", "delete"), strict=True):
+            theirs = [sum(step.tag == tag for step in steps) for steps in operations]
+            np.testing.assert_array_equal(count, theirs)
+        np.testing.assert_array_equal(edit_distance(*arguments), counts.errors)
+        np.testing.assert_array_equal(counts.errors, [len(steps) for steps in operations])
+
+
+def test_jiwer(rng):
+    """Word counts of a corpus, its rate, and those of characters."""
+    jiwer = pytest.importorskip("jiwer")
+    texts, arguments = random_texts(rng, 300, 60, "ab  ")
+    hyps, refs = (list(side) for side in zip(*texts, strict=True))
+    words = error_counts(*arguments, separator=ord(" ")).sum()
+    theirs = jiwer.process_words(refs, hyps)
+    assert [int(count) for count in words[:3]] == [
+        theirs.substitutions, theirs.insertions, theirs.deletions
+    ]  # fmt: skip
+    assert int(words.correct) == theirs.hits
+    np.testing.assert_allclose(wer(*arguments, separator=ord(" ")).rate, theirs.wer, rtol=1e-6)
+    whole = jiwer.ReduceToListOfListOfChars()  # by default, it strips the texts first
+    theirs = jiwer.cer(refs, hyps, reference_transform=whole, hypothesis_transform=whole)
+    np.testing.assert_allclose(cer(*arguments).rate, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hyp", "ref"), [("", ""), ("a b", ""), ("", "a"), ("X X Y Y", "X"), ("X Z", "X Y X")]
+)
+def test_jiwer_of_empty_references(hyp, ref):
+    jiwer = pytest.importorskip("jiwer")
+    ids = [np.array([ord(letter) for letter in text], np.int32) for text in (hyp, ref)]
+    rate = wer(ids[0], None, ids[1], None, separator=ord(" ")).rate
+    assert float(rate) == pytest.approx(jiwer.wer(ref, hyp))

@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "loss": {"_checks", "lattice", "posteriors", "recursions", "scores", "semirings"},
     "alignment": {"_checks", "lattice", "paths", "posteriors", "scores", "semirings"},
     "decoding": {"_checks", "lattice", "padding", "scores"},
-    "error_rates": {"_checks", "padding"},
+    "levenshtein": set(),
+    "error_rates": {"_checks", "levenshtein"},
+    "error_reports": {"_checks", "error_rates", "levenshtein"},
 }
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}
 

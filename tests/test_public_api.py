@@ -20,7 +20,7 @@ FUNCTIONS = {
 RESULTS = {
     name: getattr(jaxctc, name) for name in jaxctc.__all__ if inspect.isclass(getattr(jaxctc, name))
 }
-ON_THE_HOST = {"validate"}
+ON_THE_HOST = {"format_errors", "validate"}
 
 
 def _arrays():
@@ -46,6 +46,7 @@ CALLS = {
     "error_counts": TOKENS,
     "expected_durations": CTC,
     "forced_align": CTC,
+    "format_errors": TOKENS,
     "forward_log_probs": CTC,
     "greedy_decode": (LOGITS, LOGIT_PADDINGS),
     "is_feasible": CTC,
@@ -56,11 +57,12 @@ CALLS = {
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
     "validate": CTC,
+    "wer": TOKENS,
 }
 STATIC = {"lengths_to_paddings": (1,)}
-REQUIRED = {"sample_alignments": {"num_samples": 2}}
+REQUIRED = {"sample_alignments": {"num_samples": 2}, "wer": {"separator": 3}}
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
-MIXES_THE_BATCH = {"cer", "sample_alignments"}
+MIXES_THE_BATCH = {"cer", "sample_alignments", "wer"}
 # Where the batch stands in the results.
 TIME_LEADS = {"backward_log_probs", "ctc_loss_with_forward_probs", "forward_log_probs"}
 
