@@ -62,12 +62,13 @@ class _Column(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What to walk back along, for every column of D."""
+    """What to walk back along: at each step what each word has at its column."""
 
-    rises: UInt32[Array, "L W X"]
-    fell: UInt32[Array, "L W X"]
+    risen: UInt32[Array, "steps W X"]
+    """Where the column before rises."""
+    fallen: UInt32[Array, "steps W X"]
     """Where the column before falls."""
-    equal: UInt32[Array, "L W X"]
+    equal: UInt32[Array, "steps W X"]
     """Where the units of row and column are the same."""
 
 
@@ -89,7 +90,7 @@ def distance_and_partners(
     """
     flat, reference = _flat(hyp), _packed(_flat(ref))
     column, trace = _columns(flat, reference, by_words=by_words, keep=True)
-    partners = _walk_back(_Trace(*trace), reference.rows, flat.lasts.T)
+    partners = _walk_back(_Trace(*trace), column.rises, reference.rows, flat.lasts.T)
     batch = hyp.tokens.shape[:-1]
     return _last_entry(column, flat).reshape(batch), partners.T.reshape(hyp.tokens.shape)
 
@@ -127,7 +128,7 @@ def _last_entry(column: _Column, hyp: Side) -> Int[Array, "X"]:
 
 def _columns(
     hyp: Side, ref: _Reference, *, by_words: bool, keep: bool
-) -> tuple[_Column, tuple[UInt32[Array, "L W X"], ...]]:
+) -> tuple[_Column, tuple[UInt32[Array, "steps W X"], ...]]:
     """Goes through all columns of D; the last of them and, with `keep`, the fields of a trace."""
     words, examples = ref.rows.shape
     length, late = hyp.tokens.shape[-1], words - 1  # the last word is `late` steps behind
@@ -154,15 +155,15 @@ def _columns(
         is_column = window(lasts)
         rises = _select(is_column, rises, column.rises)
         falls = _select(is_column, falls, column.falls)
-        kept = (rises, column.falls, equal) if keep else ()
+        # Kept are the old values: XLA on CPU would compute new ones twice, for two results.
+        kept = (column.rises, column.falls, equal) if keep else ()
         return _Column(rises, falls, spelled, passed), kept
 
     none = jnp.zeros((words, examples), jnp.uint32)
     above = jnp.ones((1, examples), jnp.uint32)  # row 0 of D increases with every column
     start = _Column(ref.rows, none, none, jnp.concatenate([above, none]))
     places = jnp.arange(length + late - 1, -1, -1, dtype=jnp.int32)
-    column, kept = lax.scan(step, start, places)
-    return column, tuple(_in_step(part, length) for part in kept)
+    return lax.scan(step, start, places)
 
 
 def _next_column(
@@ -218,36 +219,41 @@ def _pad(part, axis: int, before: int, behind: int):
     return lax.pad(part, jnp.zeros((), part.dtype), room)
 
 
-def _in_step(late: UInt32[Array, "L+W-1 W X"], length: int) -> UInt32[Array, "L W X"]:
-    """Brings every word of a column to the column's place: word w was w steps late."""
-    steps, words, examples = late.shape
-    flat = jnp.swapaxes(late, 0, 1).reshape(words * steps, examples)
-    flat = _pad(flat, 0, 0, words)  # rows one longer start one later
-    return jnp.swapaxes(flat.reshape(words, steps + 1, examples)[:, :length], 0, 1)
-
-
 def _walk_back(
-    trace: _Trace, rows: UInt32[Array, "W X"], is_column: Bool[Array, "L X"]
+    trace: _Trace,
+    rises: UInt32[Array, "W X"],
+    rows: UInt32[Array, "W X"],
+    is_column: Bool[Array, "L X"],
 ) -> Int[Array, "L X"]:
     """From the last entry of D to the first; for each column the row that it is matched with."""
     words, examples = rows.shape
+    in_line = [part.reshape(-1, examples) for part in trace]
 
     def step(carry, column):
-        left, in_ending = carry
-        rises, fell, equal, is_column = column
+        rises, left, in_ending = carry
+        at, is_column = column
+        risen, fallen, equal = (_column_of(part, at, words) for part in in_line)
         within = rows & _lowest(left, words)
         last, is_equal = _highest(within, equal)
-        stop, is_insertion = _highest(within & ~rises, fell)
+        stop, is_insertion = _highest(within & ~rises, fallen)
         in_ending_still = in_ending & is_equal
         is_pair = in_ending_still | (stop > 0) & ~is_insertion
-        at = jnp.where(in_ending_still, last, stop)
-        left = jnp.where(is_column, at - is_pair.astype(jnp.int32), left)
+        row = jnp.where(in_ending_still, last, stop)
+        left = jnp.where(is_column, row - is_pair.astype(jnp.int32), left)
         in_ending = jnp.where(is_column, in_ending_still, in_ending)
-        partner = jnp.where(is_column & is_pair, at, jnp.zeros_like(at)) - 1
-        return (left, in_ending), partner
+        partner = jnp.where(is_column & is_pair, row, jnp.zeros_like(row)) - 1
+        return (risen, left, in_ending), partner
 
-    start = jnp.full(examples, words * _ROWS, jnp.int32), jnp.ones(examples, bool)
-    return lax.scan(step, start, (*trace, is_column), reverse=True)[1]
+    start = rises, jnp.full(examples, words * _ROWS, jnp.int32), jnp.ones(examples, bool)
+    places = jnp.arange(is_column.shape[0], dtype=jnp.int32)
+    return lax.scan(step, start, (places, is_column), reverse=True)[1]
+
+
+def _column_of(part: UInt32[Array, "steps*W X"], at, words: int) -> UInt32[Array, "W X"]:
+    """One column, of which word w was w steps late."""
+    examples = part.shape[-1]
+    window = lax.dynamic_slice(part, (at * np.int32(words), _FIRST), (words * words, examples))
+    return lax.slice(window, (0, 0), window.shape, (words + 1, 1))
 
 
 def _lowest(count: Int[Array, "X"], words: int) -> UInt32[Array, "W X"]:

@@ -231,7 +231,7 @@ def test_ids_of_64_bits():
 
 
 def test_counts_of_devices_add_up():
-    """`psum` within `shard_map`, and a sharded batch with no collective but the user's sum."""
+    """By `psum` over a named axis, and only then are they divided."""
     hyp, ref = jnp.array([[1, 2], [3, 3]]), jnp.array([[1, 2], [3, 4]])
     total = jax.vmap(
         lambda hyp, ref: jax.lax.psum(error_counts(hyp, None, ref, None), "devices"),
