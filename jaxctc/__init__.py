@@ -19,9 +19,20 @@ entry is not in use, and may sit anywhere.
 """
 
 from jaxctc.alignment import Alignment, forced_align
+from jaxctc.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
+from jaxctc.automata import Automaton
+from jaxctc.beam_search import (
+    BeamState,
+    Prefixes,
+    beam_finish,
+    beam_init,
+    beam_step,
+    prefix_beam_search,
+)
 from jaxctc.decoding import Hypotheses, greedy_decode
 from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
 from jaxctc.error_reports import format_errors
+from jaxctc.language_models import CustomModel, hot_words
 from jaxctc.lattice import collapse
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
 from jaxctc.padding import (
@@ -47,14 +58,24 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Alignment",
+    "Automaton",
+    "BeamState",
+    "CustomModel",
     "ErrorCounts",
     "ErrorRate",
     "Hypotheses",
     "LossAndForwardProbs",
     "Posteriors",
+    "Prefixes",
     "StateLogProbs",
+    "TokenNGrams",
+    "WordNGrams",
+    "WordState",
     "alignment_entropy",
     "backward_log_probs",
+    "beam_finish",
+    "beam_init",
+    "beam_step",
     "cer",
     "collapse",
     "ctc_loss",
@@ -66,11 +87,14 @@ __all__ = [
     "format_errors",
     "forward_log_probs",
     "greedy_decode",
+    "hot_words",
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
     "paddings_to_lengths",
     "posteriors",
+    "prefix_beam_search",
+    "read_arpa",
     "required_frames",
     "sample_alignments",
     "validate",

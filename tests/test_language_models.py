@@ -17,15 +17,8 @@ import pytest
 from jax.tree_util import Partial
 from jaxprs import dtypes
 
-from jaxctc.language_models import (
-    CustomModel,
-    LanguageModel,
-    TokenNGrams,
-    WordNGrams,
-    as_language_model,
-    hot_words,
-    read_arpa,
-)
+from jaxctc.arpa import TokenNGrams, WordNGrams, read_arpa
+from jaxctc.language_models import CustomModel, LanguageModel, as_language_model, hot_words
 
 
 @jax.jit

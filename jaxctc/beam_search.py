@@ -1,0 +1,665 @@
+"""Prefix beam search: the most likely label sequences, over all their paths, within a beam.
+
+A prefix is a label sequence so far; its probability is that of all paths that collapse to it,
+kept in two parts, for those that end in a blank and those that end in its last label. Each frame
+extends every prefix by every candidate token and keeps the W best of what results.
+
+A new prefix may be in the beam already, by another way: it is, if some prefix has this one's
+last token and a parent like this one's. Parents are compared by hashes of 64 bits, and by
+length. Equal prefixes have equal hashes, so no hypothesis ever comes twice; two different ones
+are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if they differ in one token.
+
+What stays from frame to frame has no room for whole label sequences: a scan over frames writes
+down from which prefix each one came and by which token, and reading that backwards extends the
+sequences once per chunk.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Bool, Float, Int, Shaped, UInt32
+
+from jaxctc import _checks
+from jaxctc.alignment import forced_align
+from jaxctc.automata import Automaton
+from jaxctc.decoding import Hypotheses
+from jaxctc.language_models import LanguageModel, as_language_model
+from jaxctc.scores import finite_scale, in_use, normaliser, widen
+
+
+class Prefixes(NamedTuple):
+    """The W prefixes in the beam, the best first; all a frame needs to know of them."""
+
+    last: Int[Array, "*B W"]
+    """Last label, -1 without any."""
+    lengths: Int[Array, "*B W"]
+    """Labels so far."""
+    blank: Float[Array, "*B W"]
+    """Log-probability, less `offset`, of the paths that end in a blank; -inf in unused slots."""
+    label: Float[Array, "*B W"]
+    """Likewise of those that end in the last label."""
+    offset: Float[Array, "*B 2"]
+    """Log-probability of the best prefix, as a sum of a number and its rounding error."""
+    keys: UInt32[Array, "*B W 2"]
+    """Hash of the labels."""
+    parent_keys: UInt32[Array, "*B W 2"]
+    """Hash of the labels without the last."""
+    model_scores: Float[Array, "*B W"]
+    """What language model, hot words and length bonus have added."""
+    model_states: Any
+    """Where the models stand."""
+
+
+class BeamState(NamedTuple):
+    """All that a beam search remembers between chunks of frames."""
+
+    labels: Int[Array, "*B W L"]
+    """The prefixes, -1 behind the last label."""
+    prefixes: Prefixes
+    """What else there is to know of them."""
+    is_nan: Bool[Array, "*B"]
+    """True once a frame in use held NaN or +inf."""
+
+
+class _Guide(NamedTuple):
+    """Everything beside the frames that has a say in the order of prefixes."""
+
+    models: tuple[LanguageModel, ...]
+    weights: tuple[Float[Array, ""], ...]
+    length_bonus: Float[Array, ""]
+
+    @property
+    def initial_state(self) -> tuple[Any, ...]:
+        return tuple(model.initial_state for model in self.models)
+
+    def score_and_advance(self, states, token):
+        score, news = self.length_bonus, []
+        for model, weight, state in zip(self.models, self.weights, states, strict=True):
+            worth, new = model.score_and_advance(state, token)
+            score += _weighted(weight, worth)
+            news.append(new)
+        return score, tuple(news)
+
+    def final_score(self, states):
+        score = jnp.zeros_like(self.length_bonus)
+        for model, weight, state in zip(self.models, self.weights, states, strict=True):
+            score += _weighted(weight, model.final_score(state))
+        return score
+
+
+class _Pruning(NamedTuple):
+    """Which tokens a frame may add, and to what."""
+
+    blank: int
+    logits_normalized: bool
+    candidates: int
+    max_length: int
+    min_log_prob: Float[Array, ""]
+    blank_threshold: Float[Array, ""] | None
+
+
+def prefix_beam_search(
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    beam_width: int = 16,
+    num_hypotheses: int = 1,
+    max_length: int | None = None,
+    top_k: int | None = None,
+    min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
+    blank_threshold: Float[ArrayLike, ""] | None = None,
+    language_model: Any = None,
+    lm_weight: Float[ArrayLike, ""] = 1.0,
+    length_bonus: Float[ArrayLike, ""] = 0.0,
+    hot_words: Automaton | None = None,
+    times: bool = False,
+) -> Hypotheses:
+    """The most likely label sequences: each adds up all its paths, not only the best one.
+
+    A search for the best of `log p(labels | logits) + lm_weight · log p(labels) + length_bonus ·
+    length + hot words`. It is exact while the beam holds every prefix that matters: with a beam
+    as wide as there are label sequences, scores are those of `ctc_loss`; with a narrower one they
+    are lower bounds. Equal sequences never come twice. Of equally good prefixes the beam keeps
+    those that were there before, then those from the better parent, then those with the more
+    likely token, then those with the lower id.
+
+    Args:
+      logits: scores over classes, the blank included.
+      logit_paddings: nonzero where a frame is padded, anywhere; None pads nothing.
+      blank_id: static class id of the blank; a negative one counts from the last class.
+      logits_normalized: static; True takes `logits` for log-probabilities.
+      beam_width: static; how many prefixes to keep, W.
+      num_hypotheses: static; how many of them to return, at most W.
+      max_length: static; L, the longest label sequence to consider; None is T.
+      top_k: static; how many tokens a frame may add, the most likely ones. None is as many as
+        can make a difference to W prefixes without a model, 2 W + 1.
+      min_log_prob: log-probability, in nats, below which a frame does not add a token.
+      blank_threshold: probability of the blank above which a frame adds no token and repeats
+        none. For one utterance at a time, such frames also cost less. None skips nothing.
+      language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
+        of pure functions of one hypothesis, see `jaxctc.language_models.LanguageModel`.
+      lm_weight: factor of its log-probabilities.
+      length_bonus: nats to add for every label.
+      hot_words: what `hot_words` returns.
+      times: static; True aligns every hypothesis again, by `forced_align`.
+
+    Returns:
+      `Hypotheses` with `[*B, num_hypotheses, L]` labels, the best first. `scores` is what they
+      are ranked by. Slots that no sequence fills have score -inf and no labels; if a frame in
+      use holds NaN or +inf, all are empty and their scores NaN. `starts`, `ends` and
+      `confidences` are None unless `times`; then they are those of `forced_align`. No
+      derivative: for one, score the labels with `ctc_loss`.
+
+    Raises:
+      ValueError: if shapes disagree, `blank_id` is not a class, a count is less than 1 (0 for
+        `max_length`), `num_hypotheses` exceeds `beam_width`, or the model is none.
+
+    Example:
+      Most likely frame by frame are two blanks. But "1" has three paths:
+
+      >>> from jaxctc import greedy_decode
+      >>> log_probs = jnp.log(jnp.array([[0.6, 0.4], [0.6, 0.4]]))
+      >>> greedy_decode(log_probs, None).labels.tolist()
+      [-1, -1]
+      >>> best = prefix_beam_search(log_probs, None, num_hypotheses=2)
+      >>> best.labels.tolist(), jnp.exp(best.scores).round(2).tolist()
+      ([[1, -1], [-1, -1]], [0.6399999856948853, 0.36000001430511475])
+
+    References:
+      Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using
+      bi-directional recurrent DNNs", algorithm 1; Graves 2012, "Supervised sequence labelling
+      with recurrent neural networks", section 7.5.
+    """
+    function = "prefix_beam_search"
+    scores = _checks.class_scores(function, "logits", logits)
+    frames = scores.shape[-2]
+    longest = frames if max_length is None else max_length
+    guide = _guide(function, language_model, lm_weight, length_bonus, hot_words)
+    state = _first_state(function, scores.shape[:-2], beam_width, longest, guide, scores.dtype)
+    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    state = _search(function, state, scores, logit_paddings, guide, *pruning)
+    best = _best(function, state, guide, num_hypotheses)
+    if not times:
+        return best
+
+    def align(labels):
+        return forced_align(
+            logits,
+            logit_paddings,
+            labels,
+            labels < 0,
+            blank_id=blank_id,
+            logits_normalized=logits_normalized,
+        )
+
+    spans = jax.vmap(align, in_axes=-2, out_axes=-2)(best.labels)
+    return best._replace(starts=spans.starts, ends=spans.ends, confidences=spans.confidences)
+
+
+def beam_init(
+    max_length: int,
+    *,
+    batch: Sequence[int] = (),
+    beam_width: int = 16,
+    language_model: Any = None,
+    hot_words: Automaton | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> BeamState:
+    """A beam that has seen no frame, for `beam_step`.
+
+    Args:
+      max_length: static; L, the longest label sequence to consider.
+      batch: static; `*B`, the axes of a batch.
+      beam_width: static; how many prefixes to keep, W.
+      language_model, hot_words: as of `prefix_beam_search`, and the same at every step.
+      dtype: float32, or float64 for steps with float64 logits.
+
+    Returns:
+      `BeamState` with the empty prefix in its first slot.
+
+    Raises:
+      ValueError: if a count is less than 1 (0 for `max_length`), or the model is none.
+
+    Example:
+      >>> state = beam_init(5, beam_width=2)
+      >>> for chunk in (jnp.eye(3)[jnp.array([1, 1])], jnp.eye(3)[jnp.array([0, 2])]):
+      ...     state = beam_step(state, 9.0 * chunk, None)
+      >>> beam_finish(state).labels.tolist()
+      [[1, 2, -1, -1, -1]]
+    """
+    guide = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
+    return _first_state("beam_init", tuple(batch), beam_width, max_length, guide, dtype)
+
+
+def beam_step(
+    state: BeamState,
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    *,
+    blank_id: int = 0,
+    logits_normalized: bool = False,
+    top_k: int | None = None,
+    min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
+    blank_threshold: Float[ArrayLike, ""] | None = None,
+    language_model: Any = None,
+    lm_weight: Float[ArrayLike, ""] = 1.0,
+    length_bonus: Float[ArrayLike, ""] = 0.0,
+    hot_words: Automaton | None = None,
+) -> BeamState:
+    """Takes the next frames into the beam, any number of them at a time.
+
+    Args:
+      state: of `beam_init` or the last `beam_step`; it is not changed.
+      logits, logit_paddings: the next frames, as of `prefix_beam_search`.
+      blank_id, logits_normalized, top_k, min_log_prob, blank_threshold: as there.
+      language_model, lm_weight, length_bonus, hot_words: as there.
+
+    Returns:
+      The next `BeamState`. After the last frame it is the one that `prefix_beam_search` ends
+      with, bit by bit, however the frames were cut into chunks.
+
+    Raises:
+      ValueError: as `prefix_beam_search`, or if the batch is not that of `state`.
+
+    Example:
+      See `beam_init`.
+
+      >>> state = beam_step(beam_init(3, beam_width=2), jnp.array([[0.0, 3.0]]), None)
+      >>> state.labels.tolist()
+      [[1, -1, -1], [-1, -1, -1]]
+    """
+    scores = _checks.class_scores("beam_step", "logits", logits)
+    if scores.shape[:-2] != state.is_nan.shape:
+        requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
+        _checks.fail("beam_step", "logits", requirement, scores.shape)
+    guide = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words)
+    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    return _search("beam_step", state, scores, logit_paddings, guide, *pruning)
+
+
+def beam_finish(
+    state: BeamState,
+    *,
+    num_hypotheses: int = 1,
+    language_model: Any = None,
+    lm_weight: Float[ArrayLike, ""] = 1.0,
+    hot_words: Automaton | None = None,
+) -> Hypotheses:
+    """The best label sequences in the beam, if the utterance ends here.
+
+    Args:
+      state: of the last `beam_step`; it may go on from there.
+      num_hypotheses: static; how many to return, at most W.
+      language_model, lm_weight, hot_words: as of the steps; what they say to the end.
+
+    Returns:
+      `Hypotheses` as of `prefix_beam_search`, without times.
+
+    Raises:
+      ValueError: if `num_hypotheses` exceeds the width of the beam, or the model is none.
+
+    Example:
+      See `beam_init`.
+
+      >>> float(beam_finish(beam_init(3)).scores[0])
+      0.0
+    """
+    guide = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words)
+    return _best("beam_finish", state, guide, num_hypotheses)
+
+
+def _guide(
+    function: str, language_model: Any, lm_weight: Any, length_bonus: Any, hot_words: Any
+) -> _Guide:
+    weight = _checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
+    bonus = _checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
+    models, weights = [], []
+    if language_model is not None:
+        models.append(as_language_model(language_model, function=function))
+        weights.append(weight)
+    if hot_words is not None:
+        models.append(as_language_model(hot_words, function=function))
+        weights.append(jnp.ones((), jnp.float32))
+    return _Guide(tuple(models), tuple(weights), bonus)
+
+
+def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
+    """What is impossible stays so at any weight, 0 among them."""
+    worth = worth.astype(jnp.float32)
+    return jnp.where(worth == -jnp.inf, worth, weight * worth)
+
+
+def _first_state(
+    function: str, batch: tuple[int, ...], width: Any, longest: Any, guide: _Guide, dtype: DTypeLike
+) -> BeamState:
+    width = _checks.count(function, "beam_width", width, least=1)
+    longest = _checks.count(function, "max_length", longest)
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    nothing = jnp.full((*batch, width), -jnp.inf, dtype)
+    none = jnp.zeros((*batch, width), jnp.int32)
+    keys = jnp.zeros((*batch, width, 2), jnp.uint32)
+    prefixes = Prefixes(
+        last=none - 1,
+        lengths=none,
+        blank=nothing.at[..., 0].set(0),
+        label=nothing,
+        offset=jnp.zeros((*batch, 2), dtype),
+        keys=keys,
+        parent_keys=keys,
+        model_scores=jnp.zeros_like(nothing),
+        model_states=jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*batch, width, *jnp.shape(leaf))),
+            guide.initial_state,
+        ),
+    )
+    labels = jnp.full((*batch, width, longest), -1, jnp.int32)
+    return BeamState(labels, prefixes, jnp.zeros(batch, bool))
+
+
+def _search(
+    function: str,
+    state: BeamState,
+    scores: Float[Array, "*B T K"],
+    logit_paddings: ArrayLike | None,
+    guide: _Guide,
+    blank_id: Any,
+    logits_normalized: bool,
+    top_k: Any,
+    min_log_prob: Any,
+    blank_threshold: Any,
+) -> BeamState:
+    """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
+    *batch, frames, classes = scores.shape
+    padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
+    width, longest = state.labels.shape[-2:]
+    candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)
+    threshold = blank_threshold
+    if threshold is not None:
+        threshold = _checks.number(function, "blank_threshold", threshold)
+    pruning = _Pruning(
+        blank=_checks.class_id(function, "blank_id", blank_id, classes),
+        logits_normalized=logits_normalized,
+        candidates=min(candidates, classes - 1),
+        max_length=longest,
+        min_log_prob=_checks.number(function, "min_log_prob", min_log_prob),
+        blank_threshold=threshold,
+    )
+    examples = int(np.prod(batch))
+    depth = len(batch)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(examples, *leaf.shape[depth:]), state)
+    scores = lax.stop_gradient(scores).reshape(examples, frames, classes)
+    flat = _chunk(flat, scores, ~padded.reshape(examples, frames), guide, pruning)
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
+
+
+def _chunk(
+    state: BeamState,
+    scores: Float[Array, "X T K"],
+    is_frame: Bool[Array, "X T"],
+    guide: _Guide,
+    pruning: _Pruning,
+) -> BeamState:
+    """All frames of a chunk, and then the labels that they have added."""
+
+    def one(prefixes, frame, used):
+        return _frame(prefixes, frame, used, guide, pruning)
+
+    def alone(*batched):
+        # Without vmap, the branch that a frame does not take is not computed.
+        single = one(*jax.tree.map(lambda leaf: leaf[0], batched))
+        return jax.tree.map(lambda leaf: leaf[None], single)
+
+    take = alone if scores.shape[0] == 1 else jax.vmap(one)
+
+    def step(prefixes, at):
+        frame = lax.dynamic_index_in_dim(scores, at, axis=1, keepdims=False)
+        used = lax.dynamic_index_in_dim(is_frame, at, axis=1, keepdims=False)
+        return take(prefixes, in_use(frame, used), used)
+
+    places = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    prefixes, (parents, tokens) = lax.scan(step, state.prefixes, places)
+    bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
+    labels = _read_back(state, parents, tokens)
+    return BeamState(labels, prefixes, state.is_nan | bad)
+
+
+def _frame(
+    prefixes: Prefixes,
+    frame: Float[Array, "K"],
+    used: Bool[Array, ""],
+    guide: _Guide,
+    pruning: _Pruning,
+) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
+    """The beam behind one frame of one example; where each prefix came from, and by which token."""
+    log_probs = widen(frame)
+    if not pruning.logits_normalized:
+        largest, log_sum = normaliser(log_probs)
+        log_probs = (log_probs - largest) - log_sum
+    adds = used
+    if pruning.blank_threshold is not None:
+        certainty = jnp.exp(log_probs[pruning.blank])
+        adds &= certainty <= pruning.blank_threshold.astype(certainty.dtype)
+
+    def stay():
+        blank = jnp.logaddexp(prefixes.blank, prefixes.label) + log_probs[pruning.blank]
+        label = jnp.full_like(blank, -jnp.inf)
+        kept = _centred(prefixes._replace(blank=blank, label=label))
+        kept = jax.tree.map(lambda new, old: jnp.where(used, new, old), kept, prefixes)
+        slots = jnp.arange(blank.shape[0], dtype=jnp.int32)
+        return kept, (slots, jnp.full_like(slots, -1))
+
+    def go_on():
+        return _extended(prefixes, log_probs, guide, pruning)
+
+    return lax.cond(adds, go_on, stay)
+
+
+def _extended(
+    prefixes: Prefixes, log_probs: Float[Array, "K"], guide: _Guide, pruning: _Pruning
+) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
+    """The best of all prefixes as they are and of all that candidates make of them."""
+    total = jnp.logaddexp(prefixes.blank, prefixes.label)
+    is_child = _is_child(prefixes, total)
+
+    # As they are: by a blank, by the last label again, or by way of a parent in the beam.
+    blank = total + log_probs[pruning.blank]
+    through = jnp.where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
+    again = log_probs.at[prefixes.last].get(mode="clip")
+    again = jnp.where(prefixes.last < 0, -jnp.inf, again)
+    label = again + jnp.logaddexp(prefixes.label, jnp.max(through, axis=0))
+
+    # With a candidate behind: W · C sequences, less those that are in the beam.
+    tokens, added = _candidates(log_probs, pruning)
+    new = _before(prefixes, total, tokens) + added[None]
+    is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
+    is_full = prefixes.lengths >= pruning.max_length
+    new = jnp.where(jnp.any(is_there, axis=1) | is_full[:, None], -jnp.inf, new)
+    worth = prefixes.model_scores[:, None] + _worth(prefixes, tokens, guide).astype(new.dtype)
+
+    ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
+    best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
+    choice = _choice(chosen, tokens, width=ranks.shape[0])
+    alive = best > -jnp.inf
+    kept = _descend(prefixes, choice, guide)._replace(
+        blank=jnp.where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
+        label=jnp.where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
+        model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
+    )
+    return _centred(kept), (choice.parent, jnp.where(choice.is_new, choice.token, -1))
+
+
+class _Choice(NamedTuple):
+    """What has come into the beam."""
+
+    is_new: Bool[Array, "W"]
+    parent: Int[Array, "W"]
+    """The slot of the prefix that it was or that it extends."""
+    token: Int[Array, "W"]
+    """What extends it, if it is new."""
+
+
+def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Choice:
+    is_new = chosen >= width
+    place = jnp.maximum(chosen - width, 0)
+    size = jnp.asarray(tokens.shape[0], jnp.int32)
+    parent = jnp.where(is_new, lax.div(place, size), chosen)
+    return _Choice(is_new, parent, tokens[lax.rem(place, size)])
+
+
+def _candidates(
+    log_probs: Float[Array, "K"], pruning: _Pruning
+) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
+    """The tokens that this frame may add, and their log-probabilities."""
+    classes, blank = log_probs.shape[0], pruning.blank
+    if pruning.candidates == classes - 1 > 0:
+        tokens = jnp.asarray(np.delete(np.arange(classes, dtype=np.int32), blank))
+        added = jnp.concatenate([log_probs[:blank], log_probs[blank + 1 :]])
+    else:
+        is_blank = np.arange(classes) == blank
+        labels = jnp.where(is_blank, -jnp.inf, log_probs)
+        added, tokens = lax.top_k(labels, max(1, pruning.candidates))
+    is_likely = added >= pruning.min_log_prob.astype(added.dtype)
+    return tokens, jnp.where(is_likely, added, -jnp.inf)
+
+
+def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
+    """Whether the second prefix is the first with one label more; both in use."""
+    same = jnp.all(prefixes.keys[:, None] == prefixes.parent_keys[None], axis=-1)
+    longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
+    in_beam = total > -jnp.inf
+    return same & longer & in_beam[:, None] & in_beam[None]
+
+
+def _before(
+    prefixes: Prefixes, total: Float[Array, "W"], tokens: Int[Array, "C"]
+) -> Float[Array, "W C"]:
+    """Log-probability of the paths that a token extends: behind itself, it needs a blank."""
+    repeats = prefixes.last[:, None] == tokens[None]
+    return jnp.where(repeats, prefixes.blank[:, None], total[:, None])
+
+
+def _worth(
+    prefixes: Prefixes, tokens: Int[Array, "C"], guide: _Guide
+) -> Float[Array, "W C"] | Float[Array, "1 1"]:
+    """What the models say to each token behind each prefix."""
+    if not guide.models:
+        return guide.length_bonus[None, None]
+
+    def score(states, token):
+        return guide.score_and_advance(states, token)[0]
+
+    by_prefix = jax.vmap(jax.vmap(score, in_axes=(None, 0)), in_axes=(0, None))
+    return by_prefix(prefixes.model_states, tokens)
+
+
+def _descend(prefixes: Prefixes, choice: _Choice, guide: _Guide) -> Prefixes:
+    """Everything but scores, of what has come into the beam."""
+    before = jax.tree.map(lambda leaf: leaf[choice.parent], prefixes._replace(offset=()))
+    new = before._replace(
+        last=choice.token,
+        lengths=before.lengths + 1,
+        keys=_extend_keys(before.keys, choice.token),
+        parent_keys=before.keys,
+        model_states=jax.vmap(guide.score_and_advance)(before.model_states, choice.token)[1],
+    )
+
+    def select(after, before):
+        is_new = jnp.expand_dims(choice.is_new, range(1, after.ndim))
+        return jnp.where(is_new, after, before)
+
+    return jax.tree.map(select, new, before)._replace(offset=prefixes.offset)
+
+
+def _extend_keys(keys: UInt32[Array, "W 2"], tokens: Int[Array, "W"]) -> UInt32[Array, "W 2"]:
+    """One round of MurmurHash3 in either half, each with odd factors of its own.
+
+    A round is one-to-one in the hash and one-to-one in the token.
+    """
+    mixed = tokens.astype(jnp.uint32)[:, None] * np.array([[0xCC9E2D51, 0x85EBCA6B]], np.uint32)
+    mixed = _rotated(mixed, 15) * np.array([[0x1B873593, 0xC2B2AE35]], np.uint32)
+    keys = _rotated(keys ^ mixed, 13)
+    return keys * np.uint32(5) + np.array([[0xE6546B64, 0x9E3779B1]], np.uint32)
+
+
+def _rotated(bits: UInt32[Array, "W 2"], by: int) -> UInt32[Array, "W 2"]:
+    return (bits << np.uint32(by)) | (bits >> np.uint32(32 - by))
+
+
+def _centred(prefixes: Prefixes) -> Prefixes:
+    """Brings the best prefix to 0, where float32 is precise, and counts what was taken off."""
+    total = jnp.logaddexp(prefixes.blank, prefixes.label)
+    best = finite_scale(jnp.max(total))
+    before, lost = prefixes.offset
+    after = before + best
+    part = after - before
+    lost += (before - (after - part)) + (best - part)  # Knuth's two-sum: what rounding took
+    return prefixes._replace(
+        blank=prefixes.blank - best,
+        label=prefixes.label - best,
+        offset=jnp.stack([after, lost]),
+    )
+
+
+def _read_back(
+    state: BeamState,
+    parents: Int[Array, "T X W"],
+    tokens: Int[Array, "T X W"],
+) -> Int[Array, "X W L"]:
+    """The labels of the prefixes behind a chunk, from where each one came at every frame."""
+
+    def step(slots, frame):
+        parents, tokens = frame
+        token = jnp.take_along_axis(tokens, slots, axis=-1)
+        return jnp.take_along_axis(parents, slots, axis=-1), token
+
+    slots = jnp.broadcast_to(jnp.arange(parents.shape[-1], dtype=jnp.int32), parents.shape[1:])
+    slots, added = lax.scan(step, slots, (parents, tokens), reverse=True)
+    labels = jnp.take_along_axis(state.labels, slots[..., None], axis=1)
+    lengths = jnp.take_along_axis(state.prefixes.lengths, slots, axis=1)
+    return _append(labels, lengths, jnp.moveaxis(added, 0, -1))
+
+
+@functools.partial(jnp.vectorize, signature="(l),(),(t)->(l)")
+def _append(labels, length, added):
+    """Writes what was added, -1 left out, behind the labels."""
+    is_label = added >= 0
+    places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
+    places = jnp.where(is_label, places, labels.shape[0])
+    return labels.at[places].set(added, mode="drop")
+
+
+def _best(function: str, state: BeamState, guide: _Guide, num_hypotheses: Any) -> Hypotheses:
+    """The first of the prefixes, by all that there is to say to them at the end."""
+    width = state.labels.shape[-2]
+    number = _checks.count(function, "num_hypotheses", num_hypotheses, least=1)
+    if number > width:
+        _checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
+    prefixes = state.prefixes
+    ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
+    final = guide.final_score
+    for _ in range(prefixes.last.ndim):
+        final = jax.vmap(final)
+    if guide.models:
+        ranks += final(prefixes.model_states).astype(ranks.dtype)
+    ranks, order = lax.top_k(ranks, number)
+    offset = jnp.sum(prefixes.offset, axis=-1, keepdims=True)
+    scores = jnp.where(state.is_nan[..., None], jnp.nan, ranks + offset)
+    is_there = scores > -jnp.inf
+    labels = jnp.take_along_axis(state.labels, order[..., None], axis=-2)
+    lengths = jnp.take_along_axis(prefixes.lengths, order, axis=-1)
+    return Hypotheses(
+        labels=jnp.where(is_there[..., None], labels, -1),
+        lengths=jnp.where(is_there, lengths, 0),
+        scores=scores,
+        starts=None,
+        ends=None,
+        confidences=None,
+    )
