@@ -7,6 +7,7 @@ them, with gaps from one column of overlap to four columns of paper, a slant of 
 its own darkness, digits that do not keep to the base line, and noise.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,13 +62,28 @@ def load_scans(split: str) -> Scans:
 
 def make_lines(scans: Scans, count: int, rng: np.random.Generator) -> Lines:
     """Writes `count` random lines."""
-    images = np.zeros((count, HEIGHT, WIDTH), np.float32)
     lengths = rng.integers(3, MAX_DIGITS + 1, count)
+    choices = (rng.integers(len(scans.images), size=length) for length in lengths)
+    return _lines(scans, choices, lengths, rng)
+
+
+def write_lines(scans: Scans, texts: Sequence[str], rng: np.random.Generator) -> Lines:
+    """Writes the given strings of 1 to MAX_DIGITS digits, each digit by any of its scans."""
+    of_digit = [np.flatnonzero(scans.digits == digit) for digit in range(10)]
+    choices = (np.array([rng.choice(of_digit[int(sign)]) for sign in text]) for text in texts)
+    return _lines(scans, choices, np.array([len(text) for text in texts]), rng)
+
+
+def _lines(
+    scans: Scans, choices: Iterable[np.ndarray], lengths: np.ndarray, rng: np.random.Generator
+) -> Lines:
+    """Writes lines of the chosen scans, each choice made just before its line is written."""
+    count = len(lengths)
+    images = np.zeros((count, HEIGHT, WIDTH), np.float32)
     widths = np.empty(count, np.int64)
     labels = np.zeros((count, MAX_DIGITS), np.int32)
     starts, ends = np.full((2, count, MAX_DIGITS), -1, np.int32)
-    for line, length in enumerate(lengths):
-        chosen = rng.integers(len(scans.images), size=length)
+    for line, (chosen, length) in enumerate(zip(choices, lengths, strict=True)):
         columns = _write([scans.images[index] for index in chosen], images[line], rng)
         starts[line, :length], ends[line, :length], widths[line] = columns
         labels[line, :length] = scans.digits[chosen] + 1

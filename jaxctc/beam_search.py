@@ -170,8 +170,8 @@ def prefix_beam_search(
       >>> greedy_decode(log_probs, None).labels.tolist()
       [-1, -1]
       >>> best = prefix_beam_search(log_probs, None, num_hypotheses=2)
-      >>> best.labels.tolist(), jnp.exp(best.scores).round(2).tolist()
-      ([[1, -1], [-1, -1]], [0.6399999856948853, 0.36000001430511475])
+      >>> best.labels.tolist(), [f"{p:.2f}" for p in jnp.exp(best.scores)]
+      ([[1, -1], [-1, -1]], ['0.64', '0.36'])
 
     References:
       Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using
@@ -342,7 +342,7 @@ def _first_state(
 ) -> BeamState:
     width = _checks.count(function, "beam_width", width, least=1)
     longest = _checks.count(function, "max_length", longest)
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     nothing = jnp.full((*batch, width), -jnp.inf, dtype)
     none = jnp.zeros((*batch, width), jnp.int32)
     keys = jnp.zeros((*batch, width, 2), jnp.uint32)
@@ -408,6 +408,8 @@ def _chunk(
     pruning: _Pruning,
 ) -> BeamState:
     """All frames of a chunk, and then the labels that they have added."""
+    if scores.shape[1] == 0:
+        return state
 
     def one(prefixes, frame, used):
         return _frame(prefixes, frame, used, guide, pruning)

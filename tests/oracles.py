@@ -60,6 +60,17 @@ def enumerate_paths(log_probs, labels, blank=0):
     return Truth(0.0 - total, occupancies, 0.0 - best, best_paths if best > -np.inf else [])
 
 
+def sequences(log_probs, blank=0):
+    """Log-probability of every label sequence that some path spells."""
+    log_probs = np.where(np.isnan(log_probs), -np.inf, log_probs)  # a frame of -inf, normalised
+    spellings = paths_by_spelling(*log_probs.shape, blank)
+    frames = np.arange(len(log_probs))
+    return {
+        labels: float(_log_sum(log_probs[frames, np.array(paths, int)].sum(axis=-1)))
+        for labels, paths in spellings.items()
+    }
+
+
 def forward_rows(log_probs, labels, blank=0):
     """log α: `(blank [T, N+1], label [T, N])`, by enumerating path beginnings."""
     frames, classes = log_probs.shape

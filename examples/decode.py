@@ -1,0 +1,221 @@
+"""Reads handwritten dates better than frame by frame: a beam, an n-gram of digits, hot words.
+
+A small network is trained on lines of random digits, and stopped while it still makes mistakes, so
+that there is something left to do for a decoder. It is then shown the lines of a register: dates
+such as 19690720, in scans that it has not seen. Half of the lines bear one of five dates that are
+known to recur in the register; the others bear any date from 1900 to 2099. Four decoders read the
+same lines, from the same scores of the network:
+
+- greedy: the most likely class of each column;
+- beam: the most likely digits, over all the ways in which they can lie on the columns;
+- beam + n-gram: a model of digits knows what a date looks like. It is estimated here from other
+  dates than those on the lines, and goes through a file in the ARPA format, as if from elsewhere;
+- beam + n-gram + hot words: each of the recurring dates is worth a bonus.
+
+What the models are worth is chosen on validation lines, of other scans and other dates (but for
+the recurring ones). Run it with
+
+    python examples/decode.py --output out
+"""
+
+import argparse
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from digit_lines import Lines, load_scans, make_lines, write_lines
+from flax import nnx
+from tqdm import tqdm
+from train_digits import NAMES, OneLine, Reader, folder, new_reader, positive, seed, train_step
+
+import jaxctc
+
+BATCH, SHOWN = 32, 3
+RECURRING = ["19181111", "19450508", "19690720", "19891109", "20000101"]
+ORDER, SAMPLE = 5, 10_000
+"""Of the n-gram model, and how many dates it is estimated from."""
+LINES = 384
+"""For validation, and as many for the test."""
+LM_WEIGHTS, LENGTH_BONUSES = (0.25, 0.5, 1.0, 1.5), (-1.0, 0.0, 1.0, 2.0)
+HOT_BONUSES = (2.0, 4.0, 6.0, 8.0, 10.0)
+
+
+class Texts(NamedTuple):
+    """What is written in the register, and the dates that the n-gram model is estimated from."""
+
+    sample: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def draw_texts(rng: np.random.Generator) -> Texts:
+    """Dates for three purposes; none but the recurring ones serves two."""
+    first, end = date(1900, 1, 1), date(2100, 1, 1)
+    days = (first + timedelta(day) for day in range((end - first).days))
+    others = {f"{day:%Y%m%d}" for day in days} - set(RECURRING)
+    drawn = rng.permutation(sorted(others))[: SAMPLE + LINES].tolist()
+    recurring = rng.choice(RECURRING, (2, LINES // 2)).tolist()
+    middle = SAMPLE + LINES // 2
+    validation, test = recurring[0] + drawn[SAMPLE:middle], recurring[1] + drawn[middle:]
+    return Texts(drawn[:SAMPLE], validation, test)
+
+
+NGram = tuple[str, ...]
+
+
+class NGrams(NamedTuple):
+    """A model with back-off, as an ARPA file has it."""
+
+    probabilities: dict[NGram, float]
+    """Of the last token of an n-gram behind the others; shorter n-grams first."""
+    back_offs: dict[NGram, float]
+    """What a context leaves, for the tokens it was not seen with, to the context one shorter."""
+
+
+def count_followers(texts: Iterable[str]) -> dict[NGram, Counter[str]]:
+    """How often each token follows each context of fewer than ORDER tokens."""
+    followers: dict[NGram, Counter[str]] = defaultdict(Counter)
+    for text in texts:
+        tokens = ["<s>", *text, "</s>"]
+        for place in range(1, len(tokens)):
+            for start in range(max(0, place - ORDER + 1), place + 1):
+                followers[tuple(tokens[start:place])][tokens[place]] += 1
+    return followers
+
+
+def estimate(texts: Iterable[str]) -> NGrams:
+    """Witten and Bell's estimate: a context's own frequencies, mixed with those of a shorter one.
+
+    If k different tokens were seen in a context, n in all, the shorter context has a share of
+    k / (k + n) in the mixture. Behind no context, tokens are mixed with equally likely ones.
+    """
+    followers, tokens = count_followers(texts), [*"0123456789", "</s>"]
+    ngrams = NGrams({("<s>",): 1e-99}, {})  # the usual figure for what never comes again
+    for context in sorted(followers, key=len):
+        seen = followers[context]
+        share = len(seen) / (len(seen) + seen.total())
+        ngrams.back_offs[context] = share
+        for token in seen if context else tokens:
+            shorter = ngrams.probabilities[(*context[1:], token)] if context else 1 / len(tokens)
+            mixed = (1 - share) * seen[token] / seen.total() + share * shorter
+            ngrams.probabilities[(*context, token)] = mixed
+    return ngrams
+
+
+def write_arpa(ngrams: NGrams, path: Path) -> None:
+    """Writes the model to a file, with logarithms to base 10."""
+    entries: list[list[str]] = [[] for _ in range(ORDER)]
+    for ngram, probability in ngrams.probabilities.items():
+        fields = [f"{math.log10(probability):.6f}", " ".join(ngram)]
+        if ngram in ngrams.back_offs:
+            fields.append(f"{math.log10(ngrams.back_offs[ngram]):.6f}")
+        entries[len(ngram) - 1].append("\t".join(fields))
+    counts = [f"ngram {order}={len(lines)}" for order, lines in enumerate(entries, 1)]
+    sections = [f"\\{order}-grams:\n" + "\n".join(lines) for order, lines in enumerate(entries, 1)]
+    text = "\n\n".join(["\n".join(["\\data\\", *counts]), *sections, "\\end\\"])
+    path.write_text(text + "\n")
+
+
+def date_model(texts: Iterable[str], output: Path | None) -> jaxctc.TokenNGrams:
+    """An n-gram model of dates, by way of a file, which stays if there is a folder for it."""
+    with TemporaryDirectory() as temporary:
+        path = (output or Path(temporary)) / "dates.arpa"
+        write_arpa(estimate(texts), path)
+        model = jaxctc.read_arpa(path, NAMES)
+    assert isinstance(model, jaxctc.TokenNGrams)  # as there is no separator
+    return model
+
+
+def train(arguments: argparse.Namespace) -> Reader:
+    """A reader of random digits, which knows nothing of dates."""
+    scans, rng = load_scans("train"), np.random.default_rng(arguments.seed)
+    model, optimizer = new_reader(arguments.seed, arguments.steps)
+    with tqdm(range(arguments.steps), unit="step", mininterval=0.5) as bar:
+        for _ in bar:
+            loss = train_step(model, optimizer, make_lines(scans, BATCH, rng))
+            bar.set_postfix(loss=f"{float(loss):.2f}", refresh=False)
+    return model
+
+
+class Page(NamedTuple):
+    """Lines, and what the network makes of them."""
+
+    lines: Lines
+    logits: jax.Array
+    """[B, T, K]."""
+
+
+def new_page(model: Reader, split: str, texts: list[str]) -> Page:
+    """The texts, written with scans of the split: the same lines on every run."""
+    lines = write_lines(load_scans(split), texts, np.random.default_rng(7))
+    return Page(lines, nnx.jit(Reader.__call__)(model, lines.images))
+
+
+class Reading(NamedTuple):
+    """What a decoder has read, and how wrong it is."""
+
+    labels: jax.Array
+    """[B, L], -1 behind the last."""
+    counts: jaxctc.ErrorCounts
+    """Of each line."""
+
+
+@jax.jit
+def read_greedily(page: Page) -> Reading:
+    """Each column for itself."""
+    return _reading(jaxctc.greedy_decode(page.logits, page.lines.image_paddings).labels, page)
+
+
+@jax.jit
+def read_by_beam(page: Page, **guide: Any) -> Reading:
+    """A prefix beam search, with whatever models and weights are given."""
+    found = jaxctc.prefix_beam_search(page.logits, page.lines.image_paddings, **guide)
+    return _reading(found.labels[:, 0], page)
+
+
+def _reading(labels: jax.Array, page: Page) -> Reading:
+    lines, no_label = page.lines, jaxctc.label_paddings_from(labels)
+    counts = jaxctc.error_counts(labels, no_label, lines.labels, lines.label_paddings)
+    return Reading(labels, counts)
+
+
+def error_rate(reading: Reading) -> float:
+    """The CER over all lines."""
+    return float(reading.counts.sum().rate)
+
+
+def tune(page: Page, model: jaxctc.TokenNGrams) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to give the beam: the model with the best of the weights, and hot words besides."""
+    best, guide = math.inf, {}
+    print("validation CER     length bonus" + "".join(f"{bonus:>8}" for bonus in LENGTH_BONUSES))
+    for weight in LM_WEIGHTS:
+        row = f"weight of the n-gram model {weight:>4}"
+        for bonus in LENGTH_BONUSES:
+            given = {"language_model": model, "lm_weight": weight, "length_bonus": bonus}
+            cer = error_rate(read_by_beam(page, **given))
+            row += f"{cer:>8.4f}"
+            if cer < best:
+                best, guide = cer, given
+        print(row)
+
+    words = [[NAMES.index(digit) for digit in text] for text in RECURRING]
+    hot = [guide | {"hot_words": jaxctc.hot_words(words, bonus)} for bonus in HOT_BONUSES]
+    cers = [error_rate(read_by_beam(page, **given)) for given in hot]
+    print("             hot-word bonus    " + "".join(f"{bonus:>8}" for bonus in HOT_BONUSES))
+    print("                               " + "".join(f"{cer:>8.4f}" for cer in cers))
+    return guide, hot[int(np.argmin(cers))]
+
+
+def main() -> None:
+    """Trains, estimates, tunes, reads the test lines and prints what came of it."""
+    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=positive, default=200, help="updates (default: 200)")
+    parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
+    parser.add_argument("--output", type=folder, help="folder for the ARPA file (default: none)")
+    arguments = parser.parse_args()
