@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxctc import TokenNGrams, read_arpa
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -44,6 +46,49 @@ def test_align_runs_and_draws(tmp_path):
         2,
         "align.py: argument --prior-scale: must be a number from 0 to 1; got '2'\n",
     )
+
+
+@pytest.mark.usefixtures("digit_lines")
+def test_decode_runs_and_draws(tmp_path):
+    done = run("decode.py", "--steps", "3", "--lines", "8", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^([a-z+ -]+?) +\d\.\d{4} +\d +\d +\d$", done.stdout, re.MULTILINE)
+    assert rows == ["greedy", "beam", "beam + n-gram", "beam + n-gram + hot words"]
+    assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+    bad = run("decode.py", "--lines", "0")
+    assert (bad.returncode, bad.stderr) == (
+        2,
+        "decode.py: argument --lines: must be a positive integer; got '0'\n",
+    )
+
+
+@pytest.fixture
+def decode(digit_lines):
+    del digit_lines  # it has put the examples on the path
+    return pytest.importorskip("decode", reason="needs the extra `examples`")
+
+
+def test_n_grams_are_distributions(decode, tmp_path):
+    texts = ["19690720", "19691224", "20000101", "11"]
+    path = tmp_path / "few.arpa"
+    decode.write_arpa(decode.estimate(texts), path)
+    model = read_arpa(path, decode.NAMES)
+    assert isinstance(model, TokenNGrams)
+    for text in ["", *texts, "1969", "77", "02000"]:
+        state = model.initial_state
+        for sign in text:
+            _, state = model.score_and_advance(state, decode.NAMES.index(sign))
+        digits = [model.score_and_advance(state, digit)[0] for digit in range(1, 11)]
+        total = np.exp([*digits, model.final_score(state)]).sum()
+        np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+def test_register_has_known_and_other_dates(decode):
+    texts = decode.draw_texts(20, np.random.default_rng(0))
+    others = [set(part) - set(decode.RECURRING) for part in texts]
+    assert [len(part) for part in others] == [decode.SAMPLE, 10, 10]
+    assert len(set.union(*others)) == decode.SAMPLE + 20, "no other date serves two purposes"
+    assert [len(part) for part in texts] == [decode.SAMPLE, 20, 20]
 
 
 @pytest.mark.usefixtures("digit_lines")
@@ -100,6 +145,15 @@ def test_lines_are_what_they_say(digit_lines):
     assert (lines.images[rows, middles].max(axis=-1) > 0.4).mean() > 0.95
     again = digit_lines.make_lines(scans, 200, np.random.default_rng(0))
     np.testing.assert_array_equal(lines.images, again.images)
+
+
+def test_given_texts_are_written(digit_lines):
+    texts = ["19690720", "7", "0000000000"]
+    lines = digit_lines.write_lines(digit_lines.load_scans("test"), texts, np.random.default_rng(0))
+    read = ["".join(str(label - 1) for label in row if label) for row in lines.labels]
+    assert read == texts
+    assert (lines.label_paddings == (lines.labels == 0)).all()
+    assert lines.images.shape == (3, digit_lines.WIDTH, digit_lines.HEIGHT)
 
 
 def test_crowded_lines_fit_the_paper(digit_lines):
