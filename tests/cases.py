@@ -148,6 +148,21 @@ BATCHES = {
 # Cases whose arrays have shapes of their own worth tracing: where there is nothing, or one thing.
 EDGES = [case for case in CASES if 0 in (*case.logits.shape, *case.labels.shape)]
 NARROW = [jnp.bfloat16, jnp.float16]
+_OWN_SHAPE = {"ordinary", "one class, no labels", "one class, a label", *(e.name for e in EDGES)}
+
+
+def alone(case):
+    """A case as the first four arguments without batch axes.
+
+    Few have their own shapes and absent paddings; the others are padded alike, and compile once.
+    """
+    if case.name in _OWN_SHAPE:
+        return case.arguments
+    logits, logit_paddings, labels, label_paddings = batch_of([case, _LARGEST])
+    return logits[0], logit_paddings[0], labels[0], label_paddings[0]
+
+
+_LARGEST = max(CASES, key=lambda case: len(case.labels))
 
 
 def batch_of(cases):

@@ -30,10 +30,16 @@ def padded(sequences, width):
 
 
 LONGEST = 5
+MOST_CLASSES = 3
+MOST_PAIRS = sum(2 ** (frames + 2) - 1 for frames in range(LONGEST + 1))
 
 
 class Every(NamedTuple):
-    """All pairs of T ≤ 5 frames and a label sequence, one too long included, as one batch."""
+    """All pairs of T ≤ 5 frames and a label sequence, one too long included, as one batch.
+
+    The arguments are of one shape, so that each blank compiles once: classes that do not exist are
+    impossible, and what stands behind the last pair repeats it.
+    """
 
     arguments: tuple[np.ndarray, ...]
     log_probs: list[np.ndarray]
@@ -54,7 +60,11 @@ def every_pair(classes, blank):
     truths = [oracles.enumerate_paths(*pair, blank) for pair in zip(log_probs, labels, strict=True)]
     logit_paddings = np.arange(LONGEST) >= np.array([frames for frames, _ in pairs])[:, None]
     batch = np.where(logit_paddings[..., None], np.float32(np.nan), logits)
-    return Every((batch, logit_paddings, *padded(labels, LONGEST + 1)), log_probs, labels, truths)
+    no_class = ((0, 0), (0, 0), (0, MOST_CLASSES - classes))
+    batch = np.pad(batch, no_class, constant_values=-np.inf)
+    arguments = batch, logit_paddings, *padded(labels, LONGEST + 1)
+    rows = np.minimum(np.arange(MOST_PAIRS), len(pairs) - 1)
+    return Every(tuple(part[rows] for part in arguments), log_probs, labels, truths)
 
 
 def at_all_frames(rows, fill=0):

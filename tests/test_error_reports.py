@@ -17,6 +17,7 @@ def report(hyp, ref, **options: Any):
     return format_errors(ids(hyp), None, ids(ref), None, names=LETTERS, **options)
 
 
+@pytest.mark.smoke
 def test_every_kind_of_error():
     assert report("abxdyf", "abcdefg") == "\n".join(
         [

@@ -52,11 +52,16 @@ def greedy_requirement(labels):
     return sum(1 + (i > 0 and labels[i - 1] == label) for i, label in enumerate(labels))
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=8))
+required_of = jax.jit(required_frames)
+
+
+@pytest.mark.smoke
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=8, max_size=8))
 def test_required_frames(entries):
     labels = np.array([label for label, _ in entries], np.int32)
     paddings = np.array([padded for _, padded in entries], bool)
-    assert required_frames(labels, paddings) == greedy_requirement(labels[~paddings].tolist())
+    assert required_of(labels, paddings) == greedy_requirement(labels[~paddings].tolist())
+    assert required_of(labels[:0], None) == 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -132,7 +137,13 @@ def test_validate_names_examples_of_any_batch():
         validate(logits[0, 0], None, jnp.array([0]), None)
 
 
-@given(st.lists(st.tuples(st.integers(-9, 9), st.booleans()), max_size=9))
+@given(
+    st.sampled_from([0, 1, 9]).flatmap(
+        lambda size: st.lists(
+            st.tuples(st.integers(-9, 9), st.booleans()), min_size=size, max_size=size
+        )
+    )
+)
 def test_pack_left(entries):
     values = np.array([value for value, _ in entries], np.int32)
     keep = np.array([kept for _, kept in entries], bool)

@@ -1,5 +1,9 @@
-"""Conventions as tests, over every public function."""
+"""Conventions as tests, over every public function.
 
+What compiles is shared: one jitted function each, and one jaxpr.
+"""
+
+import collections
 import functools
 import inspect
 import re
@@ -8,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprs import dtypes
+from jaxprs import dtypes, equations
 
 import jaxctc
 
@@ -75,10 +79,15 @@ def call_of(name):
     return functools.partial(FUNCTIONS[name], **REQUIRED.get(name, {}))
 
 
-def jitted(name, counter=None):
+TRACES = collections.Counter()
+
+
+@functools.cache
+def jitted(name):
+    """The function, compiled once for all tests, which counts how often it is traced."""
+
     def call(*arguments):
-        if counter is not None:
-            counter.append(name)
+        TRACES[name] += 1
         return call_of(name)(*arguments)
 
     return jax.jit(call, static_argnums=STATIC.get(name, ()))
@@ -88,6 +97,19 @@ def jitted(name, counter=None):
 def result_of(name):
     """Of the call in CALLS, compiled."""
     return jitted(name)(*CALLS[name])
+
+
+@functools.cache
+def jaxpr_of(name):
+    """Of the call in CALLS, in 32 bits, under x64."""
+    narrow = [
+        a
+        if a is KEY or not isinstance(a, np.ndarray)
+        else a.astype(np.float32 if a.dtype.kind == "f" else np.int32)
+        for a in CALLS[name]
+    ]
+    with jax.enable_x64(True):
+        return jax.make_jaxpr(call_of(name), static_argnums=STATIC.get(name, ()))(*narrow).jaxpr
 
 
 def assert_same(left, right):
@@ -178,22 +200,29 @@ def test_batched_is_vmap_is_a_loop(name):
 
 @every_traced_function
 def test_a_second_call_does_not_trace_again(name):
-    traces = []
-    call = jitted(name, traces)
-    static = STATIC.get(name, ())
-    call(*CALLS[name])
-    call(*(a if i in static or a is KEY else a[::-1].copy() for i, a in enumerate(CALLS[name])))
-    assert traces == [name]
+    result_of(name)
+    traces, static = TRACES[name], STATIC.get(name, ())
+    assert traces > 0
+    others = [a if i in static or a is KEY else a[::-1].copy() for i, a in enumerate(CALLS[name])]
+    jitted(name)(*others)
+    assert TRACES[name] == traces
 
 
 @every_function
 def test_lists_will_do(name):
-    arguments = [
-        a if a is KEY or not isinstance(a, np.ndarray) else a.tolist() for a in CALLS[name]
-    ]
-    plain = call_of(name)(*arguments)
-    if name not in ON_THE_HOST:
-        assert_same(result_of(name), plain)
+    """They make the program that arrays make, with the same constants."""
+    lists = [a if a is KEY or not isinstance(a, np.ndarray) else a.tolist() for a in CALLS[name]]
+    if name in ON_THE_HOST:
+        assert call_of(name)(*lists) == call_of(name)(*CALLS[name])
+        return
+    plain, program = (
+        jax.make_jaxpr(functools.partial(call_of(name), *arguments))()
+        for arguments in (lists, CALLS[name])
+    )
+    assert str(plain.jaxpr) == str(program.jaxpr)
+    for a, b in zip(plain.consts, program.consts, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
 
 
 @every_function
@@ -213,18 +242,10 @@ def test_paddings_may_be_none(name):
         assert_same(jitted(name)(*none), jitted(name)(*zeros))
 
 
-@pytest.mark.usefixtures("x64")
 @every_traced_function
 def test_no_64_bit_values_for_32_bit_inputs(name):
     """Under x64, a bare Python number or a default dtype would bring them in."""
-    narrow = [
-        a
-        if a is KEY or not isinstance(a, np.ndarray)
-        else a.astype(np.float32 if a.dtype.kind == "f" else np.int32)
-        for a in CALLS[name]
-    ]
-    jaxpr = jax.make_jaxpr(call_of(name), static_argnums=STATIC.get(name, ()))(*narrow).jaxpr
-    found = {dtype for dtype in dtypes(jaxpr) if dtype.endswith("64")}
+    found = {dtype for dtype in dtypes(jaxpr_of(name)) if dtype.endswith("64")}
     # jax.random brings the bounds of its uniform numbers as float64 scalars.
     assert found <= ({"float64"} if name == "sample_alignments" else set())
 
@@ -244,5 +265,5 @@ def test_no_64_bit_values_in_the_gradient(name):
 @every_traced_function
 def test_no_matrix_product(name):
     """A product at default precision would round to bfloat16 on TPU and TF32 on GPU."""
-    jaxpr = jax.make_jaxpr(call_of(name), static_argnums=STATIC.get(name, ()))(*CALLS[name])
-    assert "dot_general" not in str(jaxpr)
+    names = {equation.primitive.name for equation in equations(jaxpr_of(name))}
+    assert "dot_general" not in names
