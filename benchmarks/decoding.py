@@ -96,12 +96,12 @@ def write_arpa(path: Path, texts: Iterable[Sequence[str]], order: int = 3) -> No
             totals[gram[:-1]] += count
             kinds[gram[:-1]] += 1
     sections = defaultdict(list)
-    sections[1] = ["-99 <s> " + _log10(_left(kinds, totals, ("<s>",))), "-3 <unk>"]
+    sections[1] = ["-99\t<s>\t" + _log10(_left(kinds, totals, ("<s>",))), "-3\t<unk>"]
     for size, grams in enumerate(counts, 1):
         for gram, count in grams.items():
             share = (count - 0.5 * (size > 1)) / totals[gram[:-1]]
-            back_off = f" {_log10(_left(kinds, totals, gram))}" if kinds[gram] else ""
-            sections[size].append(f"{_log10(share)} {' '.join(gram)}{back_off}")
+            back_off = f"\t{_log10(_left(kinds, totals, gram))}" if kinds[gram] else ""
+            sections[size].append(f"{_log10(share)}\t{' '.join(gram)}{back_off}")
     with path.open("w") as file:
         print(
             "\\data\\",
@@ -142,6 +142,7 @@ def _run(
     """Time, megabytes set aside beside the arguments, and labels of a function, compiled."""
     compiled = jax.jit(function).lower(*arguments).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None
     megabytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
     labels = _labels(np.asarray(compiled(*arguments)))
     return (
@@ -174,16 +175,17 @@ def _best(search: Callable[..., Any], top_k: int | None, logits: Any, model: Any
 
 
 def keras(task: Task, repeats: int) -> Iterable[Result]:
-    """`keras.ops.ctc_decode` on its JAX backend, compiled."""
+    """`keras.ops.ctc_decode` on its JAX backend, compiled; so slow that it gets one utterance."""
     from keras import ops
-
-    lengths = jnp.full(BATCH, FRAMES)
 
     def call(logits):
         options: dict[str, Any] = {"strategy": "beam_search", "beam_width": WIDTH, "mask_index": 0}
-        return ops.ctc_decode(logits, lengths, top_paths=1, **options)[0][0]
+        decoded: Any = ops.ctc_decode(logits, jnp.array([FRAMES]), top_paths=1, **options)
+        return decoded[0][0]
 
-    yield Result("none", "Keras", *_run(call, (jnp.asarray(task.logits),), min(repeats, 3)))
+    del repeats
+    spent, megabytes, labels = _run(call, (jnp.asarray(task.logits[:1]),), repeats=1)
+    yield Result("none", "Keras", spent * BATCH, megabytes, labels)
 
 
 def tensorflow(task: Task, repeats: int) -> Iterable[Result]:
@@ -202,7 +204,7 @@ def tensorflow(task: Task, repeats: int) -> Iterable[Result]:
 
 def pyctcdecode(task: Task, repeats: int) -> Iterable[Result]:
     """Python, with its own pruning, and with KenLM for the words."""
-    from pyctcdecode import build_ctcdecoder
+    from pyctcdecode.decoder import build_ctcdecoder
 
     log_probs = np.asarray(jax.nn.log_softmax(task.logits))
     ids = {name: k for k, name in enumerate(task.names)}
@@ -259,8 +261,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="*", default=[28, 1024])
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    peers = {"tensorflow": tensorflow, "keras": keras, "pyctcdecode": pyctcdecode}
-    peers |= {"flashlight": flashlight}
+    peers = {"tensorflow": tensorflow, "pyctcdecode": pyctcdecode}
+    peers |= {"flashlight": flashlight, "keras": keras}
 
     print("| K | model | library | ms | MB | same best | mean log p |\n" + "|---" * 7 + "|")
     for classes in arguments.classes:
@@ -268,7 +270,7 @@ def main() -> None:
             task = make_task(classes, Path(folder))
             results = list(ours(task, arguments.repeats))
             for name, peer in peers.items():
-                if importlib.util.find_spec(name):
+                if importlib.util.find_spec(name) and not (name == "keras" and classes > 100):
                     results += peer(task, arguments.repeats)
         for result in sorted(results, key=lambda result: result.model):
             show(classes, result, task, results)
@@ -277,16 +279,17 @@ def main() -> None:
 def show(classes: int, result: Result, task: Task, results: list[Result]) -> None:
     """Prints one row; what it is compared with is the first result of its model, ours."""
     reference = next(other for other in results if other.model == result.model)
-    same = sum(a == b for a, b in zip(reference.labels, result.labels, strict=True))
-    padded = np.zeros((BATCH, FRAMES), np.int32)
+    count = len(result.labels)  # Keras has fewer
+    same = sum(a == b for a, b in zip(reference.labels, result.labels, strict=False))
+    padded = np.zeros((count, FRAMES), np.int32)
     for row, labels in zip(padded, result.labels, strict=True):
         row[: len(labels)] = labels
-    log_prob = -float(jaxctc.ctc_loss(task.logits, None, padded, padded == 0).mean())
+    log_prob = -float(jaxctc.ctc_loss(task.logits[:count], None, padded, padded == 0).mean())
     megabytes = "–" if result.megabytes is None else f"{result.megabytes:.1f}"
     times = f"{result.milliseconds:.2f}"
     if result is not reference:
         times += f" ({result.milliseconds / reference.milliseconds:.1f}×)"
-    cells = [classes, result.model, result.library, times, megabytes, f"{same}/{BATCH}"]
+    cells = [classes, result.model, result.library, times, megabytes, f"{same}/{count}"]
     print("| " + " | ".join(str(cell) for cell in [*cells, f"{log_prob:.2f}"]) + " |")
 
 

@@ -381,15 +381,15 @@ def _search(
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)
-    threshold = blank_threshold
+    threshold, precision = blank_threshold, state.prefixes.blank.dtype
     if threshold is not None:
-        threshold = _checks.number(function, "blank_threshold", threshold)
+        threshold = _checks.number(function, "blank_threshold", threshold).astype(precision)
     pruning = _Pruning(
         blank=_checks.class_id(function, "blank_id", blank_id, classes),
         logits_normalized=logits_normalized,
         candidates=min(candidates, classes - 1),
         max_length=longest,
-        min_log_prob=_checks.number(function, "min_log_prob", min_log_prob),
+        min_log_prob=_checks.number(function, "min_log_prob", min_log_prob).astype(precision),
         blank_threshold=threshold,
     )
     examples = int(np.prod(batch))
@@ -448,7 +448,7 @@ def _frame(
     adds = used
     if pruning.blank_threshold is not None:
         certainty = jnp.exp(log_probs[pruning.blank])
-        adds &= certainty <= pruning.blank_threshold.astype(certainty.dtype)
+        adds &= certainty <= pruning.blank_threshold
 
     def stay():
         blank = jnp.logaddexp(prefixes.blank, prefixes.label) + log_probs[pruning.blank]
@@ -473,9 +473,9 @@ def _extended(
 
     # As they are: by a blank, by the last label again, or by way of a parent in the beam.
     blank = total + log_probs[pruning.blank]
-    through = jnp.where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
+    through = _where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
     again = log_probs.at[prefixes.last].get(mode="clip")
-    again = jnp.where(prefixes.last < 0, -jnp.inf, again)
+    again = _where(prefixes.last >= 0, again, -jnp.inf)
     label = again + jnp.logaddexp(prefixes.label, jnp.max(through, axis=0))
 
     # With a candidate behind: W · C sequences, less those that are in the beam.
@@ -483,7 +483,7 @@ def _extended(
     new = _before(prefixes, total, tokens) + added[None]
     is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
     is_full = prefixes.lengths >= pruning.max_length
-    new = jnp.where(jnp.any(is_there, axis=1) | is_full[:, None], -jnp.inf, new)
+    new = _where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
     worth = prefixes.model_scores[:, None] + _worth(prefixes, tokens, guide).astype(new.dtype)
 
     ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
@@ -491,11 +491,11 @@ def _extended(
     choice = _choice(chosen, tokens, width=ranks.shape[0])
     alive = best > -jnp.inf
     kept = _descend(prefixes, choice, guide)._replace(
-        blank=jnp.where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
-        label=jnp.where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
+        blank=_where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
+        label=_where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
         model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
     )
-    return _centred(kept), (choice.parent, jnp.where(choice.is_new, choice.token, -1))
+    return _centred(kept), (choice.parent, _where(choice.is_new, choice.token, -1))
 
 
 class _Choice(NamedTuple):
@@ -526,10 +526,10 @@ def _candidates(
         added = jnp.concatenate([log_probs[:blank], log_probs[blank + 1 :]])
     else:
         is_blank = np.arange(classes) == blank
-        labels = jnp.where(is_blank, -jnp.inf, log_probs)
+        labels = _where(~is_blank, log_probs, -jnp.inf)
         added, tokens = lax.top_k(labels, max(1, pruning.candidates))
-    is_likely = added >= pruning.min_log_prob.astype(added.dtype)
-    return tokens, jnp.where(is_likely, added, -jnp.inf)
+    is_likely = added >= pruning.min_log_prob
+    return tokens, _where(is_likely, added, -jnp.inf)
 
 
 def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
@@ -634,7 +634,7 @@ def _append(labels, length, added):
     """Writes what was added, -1 left out, behind the labels."""
     is_label = added >= 0
     places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
-    places = jnp.where(is_label, places, labels.shape[0])
+    places = _where(is_label, places, labels.shape[0])
     return labels.at[places].set(added, mode="drop")
 
 
@@ -653,15 +653,20 @@ def _best(function: str, state: BeamState, guide: _Guide, num_hypotheses: Any) -
         ranks += final(prefixes.model_states).astype(ranks.dtype)
     ranks, order = lax.top_k(ranks, number)
     offset = jnp.sum(prefixes.offset, axis=-1, keepdims=True)
-    scores = jnp.where(state.is_nan[..., None], jnp.nan, ranks + offset)
+    scores = _where(~state.is_nan[..., None], ranks + offset, jnp.nan)
     is_there = scores > -jnp.inf
     labels = jnp.take_along_axis(state.labels, order[..., None], axis=-2)
     lengths = jnp.take_along_axis(prefixes.lengths, order, axis=-1)
     return Hypotheses(
-        labels=jnp.where(is_there[..., None], labels, -1),
-        lengths=jnp.where(is_there, lengths, 0),
+        labels=_where(is_there[..., None], labels, -1),
+        lengths=_where(is_there, lengths, 0),
         scores=scores,
         starts=None,
         ends=None,
         confidences=None,
     )
+
+
+def _where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: float) -> Array:
+    """`jnp.where` with a number that has the dtype of the values, under x64 also."""
+    return jnp.where(is_so, values, jnp.asarray(otherwise, values.dtype))

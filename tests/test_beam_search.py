@@ -189,9 +189,9 @@ def plain_search(log_probs, width, *, top_k, least, threshold, longest):
                 may = k in likely and frame[k] >= least and len(longer) <= longest
                 if may or longer in beam:  # a way to what is there is never cut
                     add(longer, -np.inf, before + frame[k])
-        ranked = sorted(new.items(), key=lambda item: -np.logaddexp(*item[1]))
+        ranked = sorted(new.items(), key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
         beam = {labels: parts for labels, parts in ranked[:width] if max(parts) > -np.inf}
-    return {labels: float(np.logaddexp(*parts)) for labels, parts in beam.items()}
+    return {labels: float(np.logaddexp(a, b)) for labels, (a, b) in beam.items()}
 
 
 @pytest.mark.smoke
@@ -274,7 +274,7 @@ def test_one_utterance_is_one_of_a_batch(rng):
 
 
 def test_long_utterances(rng):
-    """Peaked scores of 400 frames: no hypothesis twice, each worth little less than its loss says."""
+    """Peaked scores of 400 frames: none comes twice, each is worth about its loss."""
     path = np.where(rng.random(400) < 0.6, 0, rng.integers(1, 30, 400))
     logits = (rng.normal(size=(400, 30)) + 6 * np.eye(30)[path]).astype(np.float32)
     best = search(logits, None, num_hypotheses=8, max_length=200)
