@@ -11,6 +11,7 @@ ours; and the mean log-probability of the best hypotheses, by `jaxctc.ctc_loss`.
 
 import argparse
 import functools
+import importlib
 import importlib.util
 import os
 import tempfile
@@ -132,6 +133,11 @@ def _median(call: Callable[[], object], repeats: int) -> float:
     return float(np.median(spent))
 
 
+def _module(name: str) -> Any:
+    """A library that no extra installs; types are not checked."""
+    return importlib.import_module(name)
+
+
 def _labels(rows: np.ndarray) -> Labels:
     return [tuple(int(k) for k in row if k >= 0) for row in rows]
 
@@ -190,8 +196,7 @@ def keras(task: Task, repeats: int) -> Iterable[Result]:
 
 def tensorflow(task: Task, repeats: int) -> Iterable[Result]:
     """The C++ op behind `tf.nn.ctc_beam_search_decoder`; its blank is the last class."""
-    import tensorflow as tf
-
+    tf = _module("tensorflow")
     scores = tf.constant(np.roll(np.swapaxes(task.logits, 0, 1), -1, axis=-1))
     lengths = tf.constant([FRAMES] * BATCH)
 
@@ -204,8 +209,7 @@ def tensorflow(task: Task, repeats: int) -> Iterable[Result]:
 
 def pyctcdecode(task: Task, repeats: int) -> Iterable[Result]:
     """Python, with its own pruning, and with KenLM for the words."""
-    from pyctcdecode.decoder import build_ctcdecoder
-
+    build_ctcdecoder = _module("pyctcdecode").build_ctcdecoder
     log_probs = np.asarray(jax.nn.log_softmax(task.logits))
     ids = {name: k for k, name in enumerate(task.names)}
     for model, path in (("none", None), ("words", str(task.word_model))):
@@ -220,11 +224,10 @@ def pyctcdecode(task: Task, repeats: int) -> Iterable[Result]:
 
 def flashlight(task: Task, repeats: int) -> Iterable[Result]:
     """C++, without a lexicon, and with KenLM for the tokens."""
-    from flashlight.lib.text import decoder as text
-    from flashlight.lib.text.dictionary import Dictionary
-
+    text = _module("flashlight.lib.text.decoder")
     scores = np.ascontiguousarray(jax.nn.log_softmax(task.logits))
-    tokens = Dictionary(["<blank>", "|", *task.names[2:]])
+    dictionary = _module("flashlight.lib.text.dictionary").Dictionary
+    tokens = dictionary(["<blank>", "|", *task.names[2:]])
     classes = len(task.names)
     for model in ("none", "tokens"):
         options = text.LexiconFreeDecoderOptions(
@@ -238,9 +241,7 @@ def flashlight(task: Task, repeats: int) -> Iterable[Result]:
         )
         lm = text.ZeroLM()
         if model == "tokens":
-            from flashlight.lib.text.decoder.kenlm import KenLM
-
-            lm = KenLM(str(task.token_model), tokens)
+            lm = _module("flashlight.lib.text.decoder.kenlm").KenLM(str(task.token_model), tokens)
         decoder = text.LexiconFreeDecoder(options, lm, -1, 0, [])
 
         def call(decoder=decoder):
