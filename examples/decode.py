@@ -130,9 +130,7 @@ def date_model(texts: Iterable[str], output: Path | None) -> jaxctc.TokenNGrams:
     with TemporaryDirectory() as temporary:
         path = (output or Path(temporary)) / "dates.arpa"
         write_arpa(estimate(texts), path)
-        model = jaxctc.read_arpa(path, NAMES)
-    assert isinstance(model, jaxctc.TokenNGrams)  # as there is no separator
-    return model
+        return jaxctc.read_arpa(path, NAMES)
 
 
 def train(arguments: argparse.Namespace) -> Reader:

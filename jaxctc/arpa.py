@@ -8,7 +8,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, overload
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,26 @@ class WordNGrams(NamedTuple):
         context = jnp.where(is_empty, state.context, context)
         log_prob = jnp.where(is_empty, jnp.zeros_like(log_prob), log_prob)
         return log_prob, WordState(self.spelling.initial_state, context)
+
+
+@overload
+def read_arpa(
+    path: str | os.PathLike[str],
+    tokens: Sequence[str | None],
+    *,
+    separator: None = None,
+    unknown_log_prob: float = ...,
+) -> TokenNGrams: ...
+
+
+@overload
+def read_arpa(
+    path: str | os.PathLike[str],
+    tokens: Sequence[str | None],
+    *,
+    separator: int,
+    unknown_log_prob: float = ...,
+) -> WordNGrams: ...
 
 
 def read_arpa(

@@ -30,7 +30,7 @@ from jaxctc.alignment import forced_align
 from jaxctc.automata import Automaton
 from jaxctc.decoding import Hypotheses
 from jaxctc.language_models import LanguageModel, as_language_model
-from jaxctc.scores import finite_scale, in_use, normaliser, widen
+from jaxctc.scores import finite_scale, in_use, normaliser
 
 
 class Prefixes(NamedTuple):
@@ -147,7 +147,8 @@ def prefix_beam_search(
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
         of pure functions of one hypothesis, see `jaxctc.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
-      length_bonus: nats to add for every label.
+      length_bonus: nats to add for every label. A language model alone favours short sequences;
+        1 or 2 often make up for that.
       hot_words: what `hot_words` returns.
       times: static; True aligns every hypothesis again, by `forced_align`.
 
@@ -220,7 +221,7 @@ def beam_init(
       batch: static; `*B`, the axes of a batch.
       beam_width: static; how many prefixes to keep, W.
       language_model, hot_words: as of `prefix_beam_search`, and the same at every step.
-      dtype: float32, or float64 for steps with float64 logits.
+      dtype: what to compute in, whatever the logits are: float32, or float64.
 
     Returns:
       `BeamState` with the empty prefix in its first slot.
@@ -441,7 +442,7 @@ def _frame(
     pruning: _Pruning,
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
     """The beam behind one frame of one example; where each prefix came from, and by which token."""
-    log_probs = widen(frame)
+    log_probs = frame.astype(prefixes.blank.dtype)
     if not pruning.logits_normalized:
         largest, log_sum = normaliser(log_probs)
         log_probs = (log_probs - largest) - log_sum

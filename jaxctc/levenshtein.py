@@ -227,6 +227,8 @@ def _walk_back(
 ) -> Int[Array, "L X"]:
     """From the last entry of D to the first; for each column the row that it is matched with."""
     words, examples = rows.shape
+    if is_column.shape[0] == 0:
+        return jnp.zeros((0, examples), jnp.int32)
     in_line = [part.reshape(-1, examples) for part in trace]
 
     def step(carry, column):
