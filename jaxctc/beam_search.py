@@ -163,6 +163,10 @@ def prefix_beam_search(
       ValueError: if shapes disagree, `blank_id` is not a class, a count is less than 1 (0 for
         `max_length`), `num_hypotheses` exceeds `beam_width`, or the model is none.
 
+    Note:
+      XLA does not split `top_k`: under `jit`, a batch on several devices exchanges its candidates
+      at every frame. Within `jax.shard_map` every device searches for itself.
+
     Example:
       Most likely frame by frame are two blanks. But "1" has three paths:
 

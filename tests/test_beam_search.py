@@ -226,7 +226,7 @@ def models():
     }
 
 
-step = jax.jit(beam_step)
+step, align = jax.jit(beam_step), jax.jit(forced_align)
 finish = jax.jit(beam_finish, static_argnames="num_hypotheses")
 
 
@@ -250,7 +250,7 @@ def test_chunks_make_no_difference(seed, cuts, models):
 def test_chunks_of_several_lengths(rng, models):
     logits = rng.normal(size=(9, 4)).astype(np.float32)
     state = beam_init(9, **_without(models, "lm_weight"))
-    for start, end in ((0, 0), (0, 4), (4, 5), (5, 9)):
+    for start, end in ((0, 0), (0, 4), (4, 9)):
         state = step(state, logits[start:end], None, **models)
         early = finish(state, **models)
         sooner = search(logits[:end], None, max_length=9, **models)
@@ -302,7 +302,7 @@ def test_times_are_those_of_the_aligner(rng):
     for row in range(2):
         for slot in range(3):
             labels = best.labels[row, slot]
-            spans = forced_align(logits[row], paddings[row], labels, labels < 0)
+            spans = align(logits[row], paddings[row], labels, labels < 0)
             np.testing.assert_array_equal(best.starts[row, slot], spans.starts)
             np.testing.assert_array_equal(best.ends[row, slot], spans.ends)
             assert_close(best.confidences[row, slot], np.asarray(spans.confidences), rtol=1e-5)

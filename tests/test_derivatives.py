@@ -175,9 +175,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxctc import (
-    ctc_loss, edit_distance, error_counts, forced_align, posteriors, prefix_beam_search
-)
+from jaxctc import ctc_loss, edit_distance, error_counts, forced_align, posteriors
 
 mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("batch"))
@@ -196,7 +194,6 @@ for classes in (5, 40):
         best = forced_align(logits, *rest, wildcard_id=classes)
         tokens = (best.frame_labels, best.frame_labels < 0, rest[1], rest[2])
         errors = (*error_counts(*tokens), edit_distance(*tokens, separator=1))
-        errors += prefix_beam_search(logits, rest[0], beam_width=3)[:3]
         gradient = pullback(jnp.ones_like(loss))
         return loss, *gradient, *posteriors(logits, *rest), *best, *errors
 

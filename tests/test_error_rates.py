@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -117,12 +118,19 @@ def test_words_as_jiwer_splits_them():
 
 def test_classes_and_ignored_ids():
     """The map: 1 and 2 are one class, 3 is dropped; ids beyond it stay what they are."""
-    hyp, ref = ids(1, 3, 2, 7, 4), ids(2, 2, 7, 3)
-    fold = [0, 1, 1, -1]
-    assert int(edit_distance(hyp, None, ref, None)) == 3
-    assert int(edit_distance(hyp, None, ref, None, class_map=fold)) == 1
-    assert int(edit_distance(hyp, None, ref, None, class_map=fold, ignored_ids=[4])) == 0
-    assert int(edit_distance(hyp, None, ref, None, ignored_ids=[])) == 3
+    hyp, ref, fold = ids(1, 3, 2, 7, 4), ids(2, 2, 7, 3), np.array([0, 1, 1, -1])
+
+    @jax.jit
+    def distances(hyp, ref):
+        distance = functools.partial(edit_distance, hyp, None, ref, None)
+        return (
+            distance(),
+            distance(class_map=fold),
+            distance(class_map=fold, ignored_ids=[4]),
+            distance(ignored_ids=[]),
+        )
+
+    assert [int(distance) for distance in distances(hyp, ref)] == [3, 1, 0, 3]
     rate, errors, length = cer(hyp, None, ref, None, class_map=fold)
     assert (float(rate), int(errors), int(length)) == (pytest.approx(1 / 3), 1, 3)
     # An id that is ignored does not become its class, nor does its class become ignored.
