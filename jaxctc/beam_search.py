@@ -672,6 +672,6 @@ def _best(function: str, state: BeamState, guide: _Guide, num_hypotheses: Any) -
     )
 
 
-def _where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: float) -> Array:
+def _where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
     """`jnp.where` with a number that has the dtype of the values, under x64 also."""
     return jnp.where(is_so, values, jnp.asarray(otherwise, values.dtype))

@@ -251,7 +251,7 @@ def _walk_back(
     return lax.scan(step, start, (places, is_column), reverse=True)[1]
 
 
-def _column_of(part: UInt32[Array, "steps*W X"], at, words: int) -> UInt32[Array, "W X"]:
+def _column_of(part: UInt32[Array, "steps_W X"], at, words: int) -> UInt32[Array, "W X"]:
     """One column, of which word w was w steps late."""
     examples = part.shape[-1]
     window = lax.dynamic_slice(part, (at * np.int32(words), _FIRST), (words * words, examples))

@@ -81,8 +81,8 @@ def widen(scores: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def normaliser(
-    logits: Float[Array, "*B T K"],
-) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
+    logits: Float[Array, "*F K"],
+) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:
     """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
 
     `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
