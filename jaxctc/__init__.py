@@ -23,7 +23,6 @@ from jaxctc.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
 from jaxctc.automata import Automaton
 from jaxctc.beam_search import (
     BeamState,
-    Prefixes,
     beam_finish,
     beam_init,
     beam_step,
@@ -53,6 +52,7 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
+from jaxctc.prefixes import Prefixes
 
 __version__ = "0.1.0.dev0"
 

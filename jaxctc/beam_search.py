@@ -1,17 +1,8 @@
 """Prefix beam search: the most likely label sequences, over all their paths, within a beam.
 
-A prefix is a label sequence so far; its probability is that of all paths that collapse to it,
-kept in two parts, for those that end in a blank and those that end in its last label. Each frame
-extends every prefix by every candidate token and keeps the W best of what results.
-
-A new prefix may be in the beam already, by another way: it is, if some prefix has this one's
-last token and a parent like this one's. Parents are compared by hashes of 64 bits, and by
-length. Equal prefixes have equal hashes, so no hypothesis ever comes twice; two different ones
-are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if they differ in one token.
-
 What stays from frame to frame has no room for whole label sequences: a scan over frames writes
 down from which prefix each one came and by which token, and reading that backwards extends the
-sequences once per chunk.
+sequences once per chunk. The frames themselves are in `jaxctc.prefixes`.
 """
 
 import functools
@@ -23,37 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.alignment import forced_align
 from jaxctc.automata import Automaton
 from jaxctc.decoding import Hypotheses
-from jaxctc.language_models import LanguageModel, as_language_model
-from jaxctc.scores import finite_scale, in_use, normaliser
-
-
-class Prefixes(NamedTuple):
-    """The W prefixes in the beam, the best first; all a frame needs to know of them."""
-
-    last: Int[Array, "*B W"]
-    """Last label, -1 without any."""
-    lengths: Int[Array, "*B W"]
-    """Labels so far."""
-    blank: Float[Array, "*B W"]
-    """Log-probability, less `offset`, of the paths that end in a blank; -inf in unused slots."""
-    label: Float[Array, "*B W"]
-    """Likewise of those that end in the last label."""
-    offset: Float[Array, "*B 2"]
-    """Log-probability of the best prefix, as a sum of a number and its rounding error."""
-    keys: UInt32[Array, "*B W 2"]
-    """Hash of the labels."""
-    parent_keys: UInt32[Array, "*B W 2"]
-    """Hash of the labels without the last."""
-    model_scores: Float[Array, "*B W"]
-    """What language model, hot words and length bonus have added."""
-    model_states: Any
-    """Where the models stand."""
+from jaxctc.language_models import as_language_model
+from jaxctc.prefixes import Guide, Prefixes, Pruning, next_prefixes, where
+from jaxctc.scores import in_use
 
 
 class BeamState(NamedTuple):
@@ -65,43 +34,6 @@ class BeamState(NamedTuple):
     """What else there is to know of them."""
     is_nan: Bool[Array, "*B"]
     """True once a frame in use held NaN or +inf."""
-
-
-class _Guide(NamedTuple):
-    """Everything beside the frames that has a say in the order of prefixes."""
-
-    models: tuple[LanguageModel, ...]
-    weights: tuple[Float[Array, ""], ...]
-    length_bonus: Float[Array, ""]
-
-    @property
-    def initial_state(self) -> tuple[Any, ...]:
-        return tuple(model.initial_state for model in self.models)
-
-    def score_and_advance(self, states, token):
-        score, news = self.length_bonus, []
-        for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            worth, new = model.score_and_advance(state, token)
-            score += _weighted(weight, worth)
-            news.append(new)
-        return score, tuple(news)
-
-    def final_score(self, states):
-        score = jnp.zeros_like(self.length_bonus)
-        for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            score += _weighted(weight, model.final_score(state))
-        return score
-
-
-class _Pruning(NamedTuple):
-    """Which tokens a frame may add, and to what."""
-
-    blank: int
-    logits_normalized: bool
-    candidates: int
-    max_length: int
-    min_log_prob: Float[Array, ""]
-    blank_threshold: Float[Array, ""] | None
 
 
 def prefix_beam_search(
@@ -323,7 +255,7 @@ def beam_finish(
 
 def _guide(
     function: str, language_model: Any, lm_weight: Any, length_bonus: Any, hot_words: Any
-) -> _Guide:
+) -> Guide:
     weight = _checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
     bonus = _checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
     models, weights = [], []
@@ -333,17 +265,11 @@ def _guide(
     if hot_words is not None:
         models.append(as_language_model(hot_words, function=function))
         weights.append(jnp.ones((), jnp.float32))
-    return _Guide(tuple(models), tuple(weights), bonus)
-
-
-def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
-    """What is impossible stays so at any weight, 0 among them."""
-    worth = worth.astype(jnp.float32)
-    return jnp.where(worth == -jnp.inf, worth, weight * worth)
+    return Guide(tuple(models), tuple(weights), bonus)
 
 
 def _first_state(
-    function: str, batch: tuple[int, ...], width: Any, longest: Any, guide: _Guide, dtype: DTypeLike
+    function: str, batch: tuple[int, ...], width: Any, longest: Any, guide: Guide, dtype: DTypeLike
 ) -> BeamState:
     width = _checks.count(function, "beam_width", width, least=1)
     longest = _checks.count(function, "max_length", longest)
@@ -374,7 +300,7 @@ def _search(
     state: BeamState,
     scores: Float[Array, "*B T K"],
     logit_paddings: ArrayLike | None,
-    guide: _Guide,
+    guide: Guide,
     blank_id: Any,
     logits_normalized: bool,
     top_k: Any,
@@ -389,7 +315,7 @@ def _search(
     threshold, precision = blank_threshold, state.prefixes.blank.dtype
     if threshold is not None:
         threshold = _checks.number(function, "blank_threshold", threshold).astype(precision)
-    pruning = _Pruning(
+    pruning = Pruning(
         blank=_checks.class_id(function, "blank_id", blank_id, classes),
         logits_normalized=logits_normalized,
         candidates=min(candidates, classes - 1),
@@ -409,15 +335,15 @@ def _chunk(
     state: BeamState,
     scores: Float[Array, "X T K"],
     is_frame: Bool[Array, "X T"],
-    guide: _Guide,
-    pruning: _Pruning,
+    guide: Guide,
+    pruning: Pruning,
 ) -> BeamState:
     """All frames of a chunk, and then the labels that they have added."""
     if scores.shape[1] == 0:
         return state
 
     def one(prefixes, frame, used):
-        return _frame(prefixes, frame, used, guide, pruning)
+        return next_prefixes(prefixes, frame, used, guide, pruning)
 
     def alone(*batched):
         # Without vmap, the branch that a frame does not take is not computed.
@@ -436,183 +362,6 @@ def _chunk(
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
     labels = _read_back(state, parents, tokens)
     return BeamState(labels, prefixes, state.is_nan | bad)
-
-
-def _frame(
-    prefixes: Prefixes,
-    frame: Float[Array, "K"],
-    used: Bool[Array, ""],
-    guide: _Guide,
-    pruning: _Pruning,
-) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The beam behind one frame of one example; where each prefix came from, and by which token."""
-    log_probs = frame.astype(prefixes.blank.dtype)
-    if not pruning.logits_normalized:
-        largest, log_sum = normaliser(log_probs)
-        log_probs = (log_probs - largest) - log_sum
-    adds = used
-    if pruning.blank_threshold is not None:
-        certainty = jnp.exp(log_probs[pruning.blank])
-        adds &= certainty <= pruning.blank_threshold
-
-    def stay():
-        blank = jnp.logaddexp(prefixes.blank, prefixes.label) + log_probs[pruning.blank]
-        label = jnp.full_like(blank, -jnp.inf)
-        kept = _centred(prefixes._replace(blank=blank, label=label))
-        kept = jax.tree.map(lambda new, old: jnp.where(used, new, old), kept, prefixes)
-        slots = jnp.arange(blank.shape[0], dtype=jnp.int32)
-        return kept, (slots, jnp.full_like(slots, -1))
-
-    def go_on():
-        return _extended(prefixes, log_probs, guide, pruning)
-
-    return lax.cond(adds, go_on, stay)
-
-
-def _extended(
-    prefixes: Prefixes, log_probs: Float[Array, "K"], guide: _Guide, pruning: _Pruning
-) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The best of all prefixes as they are and of all that candidates make of them."""
-    total = jnp.logaddexp(prefixes.blank, prefixes.label)
-    is_child = _is_child(prefixes, total)
-
-    # As they are: by a blank, by the last label again, or by way of a parent in the beam.
-    blank = total + log_probs[pruning.blank]
-    through = _where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
-    again = log_probs.at[prefixes.last].get(mode="clip")
-    again = _where(prefixes.last >= 0, again, -jnp.inf)
-    label = again + jnp.logaddexp(prefixes.label, jnp.max(through, axis=0))
-
-    # With a candidate behind: W · C sequences, less those that are in the beam.
-    tokens, added = _candidates(log_probs, pruning)
-    new = _before(prefixes, total, tokens) + added[None]
-    is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
-    is_full = prefixes.lengths >= pruning.max_length
-    new = _where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
-    worth = prefixes.model_scores[:, None] + _worth(prefixes, tokens, guide).astype(new.dtype)
-
-    ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
-    best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
-    choice = _choice(chosen, tokens, width=ranks.shape[0])
-    alive = best > -jnp.inf
-    kept = _descend(prefixes, choice, guide)._replace(
-        blank=_where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
-        label=_where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
-        model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
-    )
-    return _centred(kept), (choice.parent, _where(choice.is_new, choice.token, -1))
-
-
-class _Choice(NamedTuple):
-    """What has come into the beam."""
-
-    is_new: Bool[Array, "W"]
-    parent: Int[Array, "W"]
-    """The slot of the prefix that it was or that it extends."""
-    token: Int[Array, "W"]
-    """What extends it, if it is new."""
-
-
-def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Choice:
-    is_new = chosen >= width
-    place = jnp.maximum(chosen - width, 0)
-    size = jnp.asarray(tokens.shape[0], jnp.int32)
-    parent = jnp.where(is_new, lax.div(place, size), chosen)
-    return _Choice(is_new, parent, tokens[lax.rem(place, size)])
-
-
-def _candidates(
-    log_probs: Float[Array, "K"], pruning: _Pruning
-) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
-    """The tokens that this frame may add, and their log-probabilities."""
-    classes, blank = log_probs.shape[0], pruning.blank
-    if pruning.candidates == classes - 1 > 0:
-        tokens = jnp.asarray(np.delete(np.arange(classes, dtype=np.int32), blank))
-        added = jnp.concatenate([log_probs[:blank], log_probs[blank + 1 :]])
-    else:
-        is_blank = np.arange(classes) == blank
-        labels = _where(~is_blank, log_probs, -jnp.inf)
-        added, tokens = lax.top_k(labels, max(1, pruning.candidates))
-    is_likely = added >= pruning.min_log_prob
-    return tokens, _where(is_likely, added, -jnp.inf)
-
-
-def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
-    """Whether the second prefix is the first with one label more; both in use."""
-    same = jnp.all(prefixes.keys[:, None] == prefixes.parent_keys[None], axis=-1)
-    longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
-    in_beam = total > -jnp.inf
-    return same & longer & in_beam[:, None] & in_beam[None]
-
-
-def _before(
-    prefixes: Prefixes, total: Float[Array, "W"], tokens: Int[Array, "C"]
-) -> Float[Array, "W C"]:
-    """Log-probability of the paths that a token extends: behind itself, it needs a blank."""
-    repeats = prefixes.last[:, None] == tokens[None]
-    return jnp.where(repeats, prefixes.blank[:, None], total[:, None])
-
-
-def _worth(
-    prefixes: Prefixes, tokens: Int[Array, "C"], guide: _Guide
-) -> Float[Array, "W C"] | Float[Array, "1 1"]:
-    """What the models say to each token behind each prefix."""
-    if not guide.models:
-        return guide.length_bonus[None, None]
-
-    def score(states, token):
-        return guide.score_and_advance(states, token)[0]
-
-    by_prefix = jax.vmap(jax.vmap(score, in_axes=(None, 0)), in_axes=(0, None))
-    return by_prefix(prefixes.model_states, tokens)
-
-
-def _descend(prefixes: Prefixes, choice: _Choice, guide: _Guide) -> Prefixes:
-    """Everything but scores, of what has come into the beam."""
-    before = jax.tree.map(lambda leaf: leaf[choice.parent], prefixes._replace(offset=()))
-    new = before._replace(
-        last=choice.token,
-        lengths=before.lengths + 1,
-        keys=_extend_keys(before.keys, choice.token),
-        parent_keys=before.keys,
-        model_states=jax.vmap(guide.score_and_advance)(before.model_states, choice.token)[1],
-    )
-
-    def select(after, before):
-        is_new = jnp.expand_dims(choice.is_new, range(1, after.ndim))
-        return jnp.where(is_new, after, before)
-
-    return jax.tree.map(select, new, before)._replace(offset=prefixes.offset)
-
-
-def _extend_keys(keys: UInt32[Array, "W 2"], tokens: Int[Array, "W"]) -> UInt32[Array, "W 2"]:
-    """One round of MurmurHash3 in either half, each with odd factors of its own.
-
-    A round is one-to-one in the hash and one-to-one in the token.
-    """
-    mixed = tokens.astype(jnp.uint32)[:, None] * np.array([[0xCC9E2D51, 0x85EBCA6B]], np.uint32)
-    mixed = _rotated(mixed, 15) * np.array([[0x1B873593, 0xC2B2AE35]], np.uint32)
-    keys = _rotated(keys ^ mixed, 13)
-    return keys * np.uint32(5) + np.array([[0xE6546B64, 0x9E3779B1]], np.uint32)
-
-
-def _rotated(bits: UInt32[Array, "W 2"], by: int) -> UInt32[Array, "W 2"]:
-    return (bits << np.uint32(by)) | (bits >> np.uint32(32 - by))
-
-
-def _centred(prefixes: Prefixes) -> Prefixes:
-    """Brings the best prefix to 0, where float32 is precise, and counts what was taken off."""
-    total = jnp.logaddexp(prefixes.blank, prefixes.label)
-    best = finite_scale(jnp.max(total))
-    before, lost = prefixes.offset
-    after = before + best
-    part = after - before
-    lost += (before - (after - part)) + (best - part)  # Knuth's two-sum: what rounding took
-    return prefixes._replace(
-        blank=prefixes.blank - best,
-        label=prefixes.label - best,
-        offset=jnp.stack([after, lost]),
-    )
 
 
 def _read_back(
@@ -639,11 +388,11 @@ def _append(labels, length, added):
     """Writes what was added, -1 left out, behind the labels."""
     is_label = added >= 0
     places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
-    places = _where(is_label, places, labels.shape[0])
+    places = where(is_label, places, labels.shape[0])
     return labels.at[places].set(added, mode="drop")
 
 
-def _best(function: str, state: BeamState, guide: _Guide, num_hypotheses: Any) -> Hypotheses:
+def _best(function: str, state: BeamState, guide: Guide, num_hypotheses: Any) -> Hypotheses:
     """The first of the prefixes, by all that there is to say to them at the end."""
     width = state.labels.shape[-2]
     number = _checks.count(function, "num_hypotheses", num_hypotheses, least=1)
@@ -658,20 +407,15 @@ def _best(function: str, state: BeamState, guide: _Guide, num_hypotheses: Any) -
         ranks += final(prefixes.model_states).astype(ranks.dtype)
     ranks, order = lax.top_k(ranks, number)
     offset = jnp.sum(prefixes.offset, axis=-1, keepdims=True)
-    scores = _where(~state.is_nan[..., None], ranks + offset, jnp.nan)
+    scores = where(~state.is_nan[..., None], ranks + offset, jnp.nan)
     is_there = scores > -jnp.inf
     labels = jnp.take_along_axis(state.labels, order[..., None], axis=-2)
     lengths = jnp.take_along_axis(prefixes.lengths, order, axis=-1)
     return Hypotheses(
-        labels=_where(is_there[..., None], labels, -1),
-        lengths=_where(is_there, lengths, 0),
+        labels=where(is_there[..., None], labels, -1),
+        lengths=where(is_there, lengths, 0),
         scores=scores,
         starts=None,
         ends=None,
         confidences=None,
     )
-
-
-def _where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
-    """`jnp.where` with a number that has the dtype of the values, under x64 also."""
-    return jnp.where(is_so, values, jnp.asarray(otherwise, values.dtype))

@@ -1,0 +1,274 @@
+"""One frame of a prefix beam search, for one example.
+
+A prefix is a label sequence so far; its probability is that of all paths that collapse to it,
+kept in two parts, for those that end in a blank and those that end in its last label. Each frame
+extends every prefix by every candidate token and keeps the W best of what results.
+
+A new prefix may be in the beam already, by another way: it is, if some prefix has this one's
+last token and a parent like this one's. Parents are compared by hashes of 64 bits, and by
+length. Equal prefixes have equal hashes, so no hypothesis ever comes twice; two different ones
+are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if they differ in one token.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, UInt32
+
+from jaxctc.language_models import LanguageModel
+from jaxctc.scores import finite_scale, normaliser
+
+
+class Prefixes(NamedTuple):
+    """The W prefixes in the beam, the best first; all a frame needs to know of them."""
+
+    last: Int[Array, "*B W"]
+    """Last label, -1 without any."""
+    lengths: Int[Array, "*B W"]
+    """Labels so far."""
+    blank: Float[Array, "*B W"]
+    """Log-probability, less `offset`, of the paths that end in a blank; -inf in unused slots."""
+    label: Float[Array, "*B W"]
+    """Likewise of those that end in the last label."""
+    offset: Float[Array, "*B 2"]
+    """Log-probability of the best prefix, as a sum of a number and its rounding error."""
+    keys: UInt32[Array, "*B W 2"]
+    """Hash of the labels."""
+    parent_keys: UInt32[Array, "*B W 2"]
+    """Hash of the labels without the last."""
+    model_scores: Float[Array, "*B W"]
+    """What language model, hot words and length bonus have added."""
+    model_states: Any
+    """Where the models stand."""
+
+
+class Guide(NamedTuple):
+    """Everything beside the frames that has a say in the order of prefixes."""
+
+    models: tuple[LanguageModel, ...]
+    weights: tuple[Float[Array, ""], ...]
+    length_bonus: Float[Array, ""]
+
+    @property
+    def initial_state(self) -> tuple[Any, ...]:
+        """That of every model."""
+        return tuple(model.initial_state for model in self.models)
+
+    def score_and_advance(self, states, token):
+        """What the token is worth to all, and their states behind it."""
+        score, news = self.length_bonus, []
+        for model, weight, state in zip(self.models, self.weights, states, strict=True):
+            worth, new = model.score_and_advance(state, token)
+            score += _weighted(weight, worth)
+            news.append(new)
+        return score, tuple(news)
+
+    def final_score(self, states):
+        """What it is worth to all that the labels end here."""
+        score = jnp.zeros_like(self.length_bonus)
+        for model, weight, state in zip(self.models, self.weights, states, strict=True):
+            score += _weighted(weight, model.final_score(state))
+        return score
+
+
+class Pruning(NamedTuple):
+    """Which tokens a frame may add, and to what."""
+
+    blank: int
+    logits_normalized: bool
+    candidates: int
+    max_length: int
+    min_log_prob: Float[Array, ""]
+    blank_threshold: Float[Array, ""] | None
+
+
+def next_prefixes(
+    prefixes: Prefixes,
+    frame: Float[Array, "K"],
+    used: Bool[Array, ""],
+    guide: Guide,
+    pruning: Pruning,
+) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
+    """The beam behind one frame of one example; where each prefix came from, and by which token."""
+    log_probs = frame.astype(prefixes.blank.dtype)
+    if not pruning.logits_normalized:
+        largest, log_sum = normaliser(log_probs)
+        log_probs = (log_probs - largest) - log_sum
+    adds = used
+    if pruning.blank_threshold is not None:
+        certainty = jnp.exp(log_probs[pruning.blank])
+        adds &= certainty <= pruning.blank_threshold
+
+    def stay():
+        blank = jnp.logaddexp(prefixes.blank, prefixes.label) + log_probs[pruning.blank]
+        label = jnp.full_like(blank, -jnp.inf)
+        kept = _centred(prefixes._replace(blank=blank, label=label))
+        kept = jax.tree.map(lambda new, old: jnp.where(used, new, old), kept, prefixes)
+        slots = jnp.arange(blank.shape[0], dtype=jnp.int32)
+        return kept, (slots, jnp.full_like(slots, -1))
+
+    def go_on():
+        return _extended(prefixes, log_probs, guide, pruning)
+
+    return lax.cond(adds, go_on, stay)
+
+
+def _extended(
+    prefixes: Prefixes, log_probs: Float[Array, "K"], guide: Guide, pruning: Pruning
+) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
+    """The best of all prefixes as they are and of all that candidates make of them."""
+    total = jnp.logaddexp(prefixes.blank, prefixes.label)
+    is_child = _is_child(prefixes, total)
+
+    # As they are: by a blank, by the last label again, or by way of a parent in the beam.
+    blank = total + log_probs[pruning.blank]
+    through = where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
+    again = log_probs.at[prefixes.last].get(mode="clip")
+    again = where(prefixes.last >= 0, again, -jnp.inf)
+    label = again + jnp.logaddexp(prefixes.label, jnp.max(through, axis=0))
+
+    # With a candidate behind: W · C sequences, less those that are in the beam.
+    tokens, added = _candidates(log_probs, pruning)
+    new = _before(prefixes, total, tokens) + added[None]
+    is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
+    is_full = prefixes.lengths >= pruning.max_length
+    new = where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
+    worth = prefixes.model_scores[:, None] + _worth(prefixes, tokens, guide).astype(new.dtype)
+
+    ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
+    best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
+    choice = _choice(chosen, tokens, width=ranks.shape[0])
+    alive = best > -jnp.inf
+    kept = _descend(prefixes, choice, guide)._replace(
+        blank=where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
+        label=where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
+        model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
+    )
+    return _centred(kept), (choice.parent, where(choice.is_new, choice.token, -1))
+
+
+class _Choice(NamedTuple):
+    """What has come into the beam."""
+
+    is_new: Bool[Array, "W"]
+    parent: Int[Array, "W"]
+    """The slot of the prefix that it was or that it extends."""
+    token: Int[Array, "W"]
+    """What extends it, if it is new."""
+
+
+def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Choice:
+    is_new = chosen >= width
+    place = jnp.maximum(chosen - width, 0)
+    size = jnp.asarray(tokens.shape[0], jnp.int32)
+    parent = jnp.where(is_new, lax.div(place, size), chosen)
+    return _Choice(is_new, parent, tokens[lax.rem(place, size)])
+
+
+def _candidates(
+    log_probs: Float[Array, "K"], pruning: Pruning
+) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
+    """The tokens that this frame may add, and their log-probabilities."""
+    classes, blank = log_probs.shape[0], pruning.blank
+    if pruning.candidates == classes - 1 > 0:
+        tokens = jnp.asarray(np.delete(np.arange(classes, dtype=np.int32), blank))
+        added = jnp.concatenate([log_probs[:blank], log_probs[blank + 1 :]])
+    else:
+        is_blank = np.arange(classes) == blank
+        labels = where(~is_blank, log_probs, -jnp.inf)
+        added, tokens = lax.top_k(labels, max(1, pruning.candidates))
+    is_likely = added >= pruning.min_log_prob
+    return tokens, where(is_likely, added, -jnp.inf)
+
+
+def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
+    """Whether the second prefix is the first with one label more; both in use."""
+    same = jnp.all(prefixes.keys[:, None] == prefixes.parent_keys[None], axis=-1)
+    longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
+    in_beam = total > -jnp.inf
+    return same & longer & in_beam[:, None] & in_beam[None]
+
+
+def _before(
+    prefixes: Prefixes, total: Float[Array, "W"], tokens: Int[Array, "C"]
+) -> Float[Array, "W C"]:
+    """Log-probability of the paths that a token extends: behind itself, it needs a blank."""
+    repeats = prefixes.last[:, None] == tokens[None]
+    return jnp.where(repeats, prefixes.blank[:, None], total[:, None])
+
+
+def _worth(
+    prefixes: Prefixes, tokens: Int[Array, "C"], guide: Guide
+) -> Float[Array, "W C"] | Float[Array, "1 1"]:
+    """What the models say to each token behind each prefix."""
+    if not guide.models:
+        return guide.length_bonus[None, None]
+
+    def score(states, token):
+        return guide.score_and_advance(states, token)[0]
+
+    by_prefix = jax.vmap(jax.vmap(score, in_axes=(None, 0)), in_axes=(0, None))
+    return by_prefix(prefixes.model_states, tokens)
+
+
+def _descend(prefixes: Prefixes, choice: _Choice, guide: Guide) -> Prefixes:
+    """Everything but scores, of what has come into the beam."""
+    before = jax.tree.map(lambda leaf: leaf[choice.parent], prefixes._replace(offset=()))
+    new = before._replace(
+        last=choice.token,
+        lengths=before.lengths + 1,
+        keys=_extend_keys(before.keys, choice.token),
+        parent_keys=before.keys,
+        model_states=jax.vmap(guide.score_and_advance)(before.model_states, choice.token)[1],
+    )
+
+    def select(after, before):
+        is_new = jnp.expand_dims(choice.is_new, range(1, after.ndim))
+        return jnp.where(is_new, after, before)
+
+    return jax.tree.map(select, new, before)._replace(offset=prefixes.offset)
+
+
+def _extend_keys(keys: UInt32[Array, "W 2"], tokens: Int[Array, "W"]) -> UInt32[Array, "W 2"]:
+    """One round of MurmurHash3 in either half, each with odd factors of its own.
+
+    A round is one-to-one in the hash and one-to-one in the token.
+    """
+    mixed = tokens.astype(jnp.uint32)[:, None] * np.array([[0xCC9E2D51, 0x85EBCA6B]], np.uint32)
+    mixed = _rotated(mixed, 15) * np.array([[0x1B873593, 0xC2B2AE35]], np.uint32)
+    keys = _rotated(keys ^ mixed, 13)
+    return keys * np.uint32(5) + np.array([[0xE6546B64, 0x9E3779B1]], np.uint32)
+
+
+def _rotated(bits: UInt32[Array, "W 2"], by: int) -> UInt32[Array, "W 2"]:
+    return (bits << np.uint32(by)) | (bits >> np.uint32(32 - by))
+
+
+def _centred(prefixes: Prefixes) -> Prefixes:
+    """Brings the best prefix to 0, where float32 is precise, and counts what was taken off."""
+    total = jnp.logaddexp(prefixes.blank, prefixes.label)
+    best = finite_scale(jnp.max(total))
+    before, lost = prefixes.offset
+    after = before + best
+    part = after - before
+    lost += (before - (after - part)) + (best - part)  # Knuth's two-sum: what rounding took
+    return prefixes._replace(
+        blank=prefixes.blank - best,
+        label=prefixes.label - best,
+        offset=jnp.stack([after, lost]),
+    )
+
+
+def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
+    """What is impossible stays so at any weight, 0 among them."""
+    worth = worth.astype(jnp.float32)
+    return jnp.where(worth == -jnp.inf, worth, weight * worth)
+
+
+def where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
+    """`jnp.where` with a number that has the dtype of the values, under x64 also."""
+    return jnp.where(is_so, values, jnp.asarray(otherwise, values.dtype))
