@@ -1,6 +1,6 @@
 """How fast is beam search? Beside TensorFlow, Keras, pyctcdecode and flashlight-text in one run.
 
-    python -m benchmarks.decoding [--classes K ...] [--repeats N]
+    python -m benchmarks.decoding [--classes K ...] [--peers NAME ...] [--repeats N]
 
 16 utterances of 500 frames, a beam of 16, scores like a trained model's: words from a made-up
 vocabulary, spelled out with blanks between, right in most frames. Without a model, with 3-grams of
@@ -261,18 +261,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--classes", type=int, nargs="*", default=[28, 1024])
     parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
     peers = {"tensorflow": tensorflow, "pyctcdecode": pyctcdecode}
     peers |= {"flashlight": flashlight, "keras": keras}
+    parser.add_argument("--peers", nargs="*", choices=list(peers), default=list(peers))
+    arguments = parser.parse_args()
 
     print("| K | model | library | ms | MB | same best | mean log p |\n" + "|---" * 7 + "|")
     for classes in arguments.classes:
         with tempfile.TemporaryDirectory() as folder:
             task = make_task(classes, Path(folder))
             results = list(ours(task, arguments.repeats))
-            for name, peer in peers.items():
-                if importlib.util.find_spec(name) and not (name == "keras" and classes > 100):
-                    results += peer(task, arguments.repeats)
+            for name in arguments.peers:
+                if importlib.util.find_spec(name):
+                    results += peers[name](task, arguments.repeats)
         for result in sorted(results, key=lambda result: result.model):
             show(classes, result, task, results)
 
