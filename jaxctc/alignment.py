@@ -40,6 +40,7 @@ def forced_align(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -55,7 +56,7 @@ def forced_align(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id: as there. On the best path, a frame in a wildcard's gap is absorbed where that
         costs less than the blank. The wildcard's frames run from the first such one to the last;
         blanks between them belong to it, and cost no penalty.
@@ -71,12 +72,12 @@ def forced_align(
 
     Returns:
       `Alignment`, with labels in the places where they were given. Spans are ordered and
-      disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`); a wildcard that absorbs
-      nothing has no frames. The confidence of a label is the largest value that
-      `jaxctc.posteriors` (of all alignments, in the band or not) has for it in a frame that is
-      its own on the path. Confidences are differentiable, and the score is, as that of its path.
-      Where the labels cannot be aligned all is -1 and the score -inf; where the loss is NaN all
-      is -1 and the score NaN.
+      disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`, with the same
+      `label_loop`); a wildcard that absorbs nothing has no frames. The confidence of a label is
+      the largest value that `jaxctc.posteriors` (of all alignments, in the band or not) has for
+      it in a frame that is its own on the path. Confidences are differentiable, and the score
+      is, as that of its path. Where the labels cannot be aligned all is -1 and the score -inf;
+      where the loss is NaN all is -1 and the score NaN.
 
     Raises:
       ValueError: as `jaxctc.ctc_loss`; if `checkpoint_every` is not positive or `band` is
@@ -94,7 +95,13 @@ def forced_align(
       sequence alignment", for the checkpoints.
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read("forced_align", logits, logit_paddings, labels, label_paddings, options)
     if checkpoint_every is not None:

@@ -38,6 +38,7 @@ def greedy_decode(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
 ) -> Hypotheses:
     """Labels along the single most likely path: the best class of every frame, collapsed.
 
@@ -50,6 +51,7 @@ def greedy_decode(
       logit_paddings: nonzero where a frame is padded, anywhere; None pads nothing.
       blank_id: static class id of the blank; a negative one counts from the last class.
       logits_normalized: static; True takes `logits` for log-probabilities.
+      label_loop: static; False merges nothing, as of `jaxctc.ctc_loss`.
 
     Returns:
       `Hypotheses` with `L = T`. `scores` is the log-probability of the path (0 without
@@ -72,7 +74,8 @@ def greedy_decode(
     padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
     scores = widen(in_use(scores, ~padded))
-    runs = find_runs(lax.argmax(scores, scores.ndim - 1, jnp.int32), ~padded, blank)
+    path = lax.argmax(scores, scores.ndim - 1, jnp.int32)
+    runs = find_runs(path, ~padded, blank, label_loop)
 
     best = jnp.max(scores, axis=-1)
     if not logits_normalized:

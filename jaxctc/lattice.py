@@ -4,7 +4,8 @@ For N labels the graph has N + 1 blank states around N label states,
 
     blank 0 → label 0 → blank 1 → label 1 → … → label N-1 → blank N,
 
-every state may be repeated, and a blank may be skipped between two labels that differ. Blanks
+every state may be repeated, and a blank may be skipped between two labels that differ (without
+label loops, a label may not be repeated, and any blank may be skipped). Blanks
 and labels are kept in two arrays: all blanks of a frame cost the same, and all that a step
 needs is the labels shifted by one place.
 """
@@ -60,6 +61,8 @@ class Lattice(NamedTuple):
     labels: Int[Array, "*B N"]
     is_label: Bool[Array, "*B N"]
     """False behind the last label, and for ids that are no label."""
+    label_loop: bool
+    """Static: whether a label may take more frames than one."""
     can_skip: Bool[Array, "*B N"]
     """True where a label may follow the one before it without a blank."""
     is_frame: Bool[Array, "T *B"]
@@ -108,7 +111,9 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
         offsets=jnp.moveaxis(jnp.where(inputs.is_frame, offsets, jnp.zeros_like(offsets)), -1, 0),
         labels=labels,
         is_label=is_label,
-        can_skip=~is_repeat(labels, count),
+        label_loop=reading.label_loop,
+        # Without loops, two frames of a class are two labels.
+        can_skip=~is_repeat(labels, count) | (not reading.label_loop),
         is_frame=jnp.moveaxis(inputs.is_frame, -1, 0),
         label_count=count,
         is_broken=jnp.any(~(offsets < jnp.inf) & inputs.is_frame, axis=-1),
@@ -232,16 +237,19 @@ class Runs(NamedTuple):
     """For each frame in use, packed to the left, its place in `labels`; T for none."""
 
 
-def find_runs(path: Int[Array, "*B T"], is_frame: Bool[Array, "*B T"], blank: int) -> Runs:
-    """Merges equal neighbours, then drops blanks; padded frames part nothing."""
+def find_runs(
+    path: Int[Array, "*B T"], is_frame: Bool[Array, "*B T"], blank: int, label_loop: bool
+) -> Runs:
+    """Merges equal neighbours, if they may, then drops blanks; padded frames part nothing."""
     frame = jnp.broadcast_to(jnp.arange(path.shape[-1], dtype=jnp.int32), path.shape)
     order = pack_left(frame, is_frame)
     packed = pack_left(path, is_frame, fill=blank)
     edge = jnp.full_like(packed[..., :1], blank)
     before = jnp.concatenate([edge, packed[..., :-1]], axis=-1)
     after = jnp.concatenate([packed[..., 1:], edge], axis=-1)
-    is_start = (packed != blank) & (packed != before)
-    is_end = (packed != blank) & (packed != after)
+    is_start = is_end = packed != blank
+    if label_loop:
+        is_start, is_end = is_start & (packed != before), is_end & (packed != after)
     place = jnp.cumsum(is_start, axis=-1, dtype=jnp.int32) - 1
 
     nowhere = path.shape[-1]
@@ -260,6 +268,7 @@ def collapse(
     logit_paddings: Shaped[ArrayLike, "*B T"] | None = None,
     *,
     blank_id: int = 0,
+    label_loop: bool = True,
 ) -> tuple[Int[Array, "*B T"], Int[Array, "*B"]]:
     """The labels that a path spells: equal neighbours merged, then blanks dropped.
 
@@ -269,6 +278,7 @@ def collapse(
       frame_labels: one class id per frame, blanks included; a negative id counts as padding.
       logit_paddings: nonzero where the frame is padded; None pads nothing.
       blank_id: static class id of the blank.
+      label_loop: static; False only drops blanks, as every frame is a label of its own.
 
     Returns:
       `(labels, lengths)`: labels packed to the left, -1 behind them, and how many there are.
@@ -288,5 +298,5 @@ def collapse(
     path = _checks.class_ids("collapse", "frame_labels", frame_labels)
     padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
     blank = _checks.static_int("collapse", "blank_id", blank_id)
-    runs = find_runs(path, ~padded & (path >= 0), blank)
+    runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

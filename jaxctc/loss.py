@@ -44,6 +44,7 @@ def ctc_loss(
     logits_normalized: bool = False,
     max_approx: bool = False,
     zero_infinity: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -71,6 +72,8 @@ def ctc_loss(
         negative loss.
       max_approx: static; True scores the best alignment alone, with the gradient of that one.
       zero_infinity: static; True makes the loss of an infeasible pair 0.
+      label_loop: static; False gives every label exactly one frame, and then equal neighbours
+        need no blank between them (the topology of recurrent neural aligners).
       label_priors: log-probabilities of the classes, the blank included, `[K]` or `[*B, K]`:
         the log of their average posterior, say. Alignments are then weighed by
         p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
@@ -108,12 +111,19 @@ def ctc_loss(
       0.0
 
     References:
-      Graves et al. 2006, "Connectionist temporal classification", section 4.1. Priors: Huang
-      et al. 2024, "Less peaky and more accurate CTC forced alignment by label priors". Wildcard:
-      after the star of Pratap et al. 2022, "Star temporal classification".
+      Graves et al. 2006, "Connectionist temporal classification", section 4.1. Without loops:
+      Sak et al. 2017, "Recurrent neural aligner", section 2. Priors: Huang et al. 2024, "Less
+      peaky and more accurate CTC forced alignment by label priors". Wildcard: after the star of
+      Pratap et al. 2022, "Star temporal classification".
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
     loss = _plain_loss(reading, inputs, MAX) if max_approx else _loss(reading, inputs)

@@ -96,16 +96,21 @@ def label_paddings_from(
 
 
 def required_frames(
-    labels: Int[ArrayLike, "*B N"], label_paddings: Shaped[ArrayLike, "*B N"] | None = None
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None = None,
+    *,
+    label_loop: bool = True,
 ) -> Int[Array, "*B"]:
     """Fewest frames that can carry the labels: one each, and a blank between equal neighbours.
 
     Args:
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
+      label_loop: static; as of `ctc_loss`: without loops, neighbours need no blank.
 
     Returns:
-      `N + (adjacent repeats)` over the labels in use, in frames; 0 for empty labels.
+      `N + (adjacent repeats)` over the labels in use, `N` without loops, in frames; 0 for empty
+      labels.
 
     Raises:
       ValueError: if `labels` are not integers or the shapes differ.
@@ -123,6 +128,8 @@ def required_frames(
     padded = _checks.paddings("required_frames", "label_paddings", label_paddings, ids.shape)
     packed = pack_left(ids, ~padded)
     count = paddings_to_lengths(padded)
+    if not label_loop:
+        return count
     return count + jnp.sum(is_repeat(packed, count), axis=-1, dtype=jnp.int32)
 
 
@@ -133,6 +140,7 @@ def is_feasible(
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     *,
     blank_id: int = 0,
+    label_loop: bool = True,
 ) -> Bool[Array, "*B"]:
     """True where some alignment exists: enough frames, and every label a class but the blank.
 
@@ -146,6 +154,7 @@ def is_feasible(
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
       blank_id: static class id of the blank; a negative one counts from the last class.
+      label_loop: static; as of `ctc_loss`.
 
     Returns:
       One boolean per example.
@@ -164,8 +173,8 @@ def is_feasible(
     blank = _checks.class_id("is_feasible", "blank_id", blank_id, classes)
     exists = is_emittable(inputs.labels, classes, blank) | ~inputs.is_label
     frames = paddings_to_lengths(~inputs.is_frame)
-    enough = required_frames(inputs.labels, ~inputs.is_label) <= frames
-    return enough & jnp.all(exists, axis=-1)
+    required = required_frames(inputs.labels, ~inputs.is_label, label_loop=label_loop)
+    return (required <= frames) & jnp.all(exists, axis=-1)
 
 
 def validate(
@@ -175,6 +184,7 @@ def validate(
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     *,
     blank_id: int = 0,
+    label_loop: bool = True,
 ) -> None:
     """Raises for the first example whose data would make its loss infinite or NaN.
 
@@ -187,6 +197,7 @@ def validate(
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
       blank_id: static class id of the blank; a negative one counts from the last class.
+      label_loop: static; as of `ctc_loss`.
 
     Raises:
       ValueError: if shapes disagree or `blank_id` is not a class; if a label in use is the
@@ -213,7 +224,7 @@ labels that require 3. Repeated labels need a blank between them: see required_f
         "If this entry is padding, say so in label_paddings (see label_paddings_from).",
         id=inputs.labels,
     )
-    required = required_frames(inputs.labels, ~inputs.is_label)
+    required = required_frames(inputs.labels, ~inputs.is_label, label_loop=label_loop)
     frames = paddings_to_lengths(~inputs.is_frame)
     _demand(
         required > frames,

@@ -107,9 +107,10 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
 
     def draw(key: Array, states: Array, before: States) -> Array:
         """Where a path came from, in steps: 0, 1 or 2."""
-        may_skip = _at(lattice.can_skip, states >> 1) & (states & 1 == 1)
-        no_state = jnp.full_like(states, -1)
-        origins = (states, states - 1, jnp.where(may_skip, states - 2, no_state))
+        in_label, no_state = states & 1 == 1, jnp.full_like(states, -1)
+        may_skip = _at(lattice.can_skip, states >> 1) & in_label
+        itself = states if lattice.label_loop else jnp.where(in_label, no_state, states)
+        origins = (itself, states - 1, jnp.where(may_skip, states - 2, no_state))
         weights = [_number_at(before, origin, semiring) for origin in origins]
         whole = semiring.plus(*weights)
         one = jax.tree.map(lambda part, value: jnp.full_like(part, value), whole, semiring.one)

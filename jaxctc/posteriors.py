@@ -43,6 +43,7 @@ def forward_log_probs(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -57,7 +58,7 @@ def forward_log_probs(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there. A wildcard has no row: the frames it absorbs are
         among those of its gap's blank.
 
@@ -82,7 +83,13 @@ def forward_log_probs(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read(
         "forward_log_probs", logits, logit_paddings, labels, label_paddings, options
@@ -98,6 +105,7 @@ def backward_log_probs(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -112,7 +120,7 @@ def backward_log_probs(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there. A wildcard has no row: the frames it absorbs are
         among those of its gap's blank.
 
@@ -137,7 +145,13 @@ def backward_log_probs(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, β.
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read(
         "backward_log_probs", logits, logit_paddings, labels, label_paddings, options
@@ -153,6 +167,7 @@ def posteriors(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -168,7 +183,7 @@ def posteriors(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there.
 
     Returns:
@@ -191,7 +206,13 @@ def posteriors(
       Graves et al. 2006, "Connectionist temporal classification", section 4.2.
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read("posteriors", logits, logit_paddings, labels, label_paddings, options)
     return _posteriors(reading, inputs)
@@ -205,6 +226,7 @@ def expected_durations(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -216,7 +238,7 @@ def expected_durations(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there.
 
     Returns:
@@ -234,7 +256,13 @@ def expected_durations(
       Array([1.3333], dtype=float32)
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read(
         "expected_durations", logits, logit_paddings, labels, label_paddings, options
@@ -250,6 +278,7 @@ def alignment_entropy(
     *,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -264,7 +293,7 @@ def alignment_entropy(
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there.
 
     Returns:
@@ -286,7 +315,13 @@ def alignment_entropy(
       regularization", section 3.
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read(
         "alignment_entropy", logits, logit_paddings, labels, label_paddings, options
@@ -304,6 +339,7 @@ def sample_alignments(
     num_samples: int,
     blank_id: int = 0,
     logits_normalized: bool = False,
+    label_loop: bool = True,
     label_priors: Float[ArrayLike, "... K"] | None = None,
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
@@ -315,7 +351,7 @@ def sample_alignments(
       key: a key of `jax.random`; the same one draws the same alignments.
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
       num_samples: static number `S` of independent draws per example.
-      blank_id, logits_normalized, label_priors, prior_scale: as there.
+      blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty: as there.
 
     Returns:
@@ -334,7 +370,13 @@ def sample_alignments(
       [[1, 0, 1], [1, 0, 1]]
     """
     options = Options(
-        blank_id, logits_normalized, label_priors, prior_scale, wildcard_id, wildcard_penalty
+        blank_id,
+        logits_normalized,
+        label_loop,
+        label_priors,
+        prior_scale,
+        wildcard_id,
+        wildcard_penalty,
     )
     reading, inputs = read(
         "sample_alignments", logits, logit_paddings, labels, label_paddings, options

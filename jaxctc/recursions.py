@@ -73,6 +73,8 @@ class Pass(NamedTuple):
     """For each label, the blank that a path enters it from."""
     can_skip: Bool[Array, "*B N"]
     """Whether the label may be entered from the next one, too."""
+    label_loop: bool
+    """Whether it may be entered from itself."""
 
 
 class Stored(NamedTuple):
@@ -367,8 +369,8 @@ def passes(lattice: Lattice) -> tuple[Pass, Pass]:
     after = jnp.concatenate([lattice.can_skip[..., 1:], nothing], axis=-1)
     after = after[..., : lattice.can_skip.shape[-1]]  # without labels, nothing to skip either
     return (
-        Pass((1, 0), slice(None, -1), lattice.can_skip),
-        Pass((0, 1), slice(1, None), after),
+        Pass((1, 0), slice(None, -1), lattice.can_skip, lattice.label_loop),
+        Pass((0, 1), slice(1, None), after, lattice.label_loop),
     )
 
 
@@ -413,7 +415,8 @@ def predecessors(
     beside = _pad(states.label, direction.pad, semiring)
     near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
     skipped = where(~direction.can_skip, semiring.zero, near[1])
-    return (states.blank, beside), (states.label, near[0], skipped)
+    itself = states.label if direction.label_loop else where(True, semiring.zero, states.label)
+    return (states.blank, beside), (itself, near[0], skipped)
 
 
 def arrive(states: States, direction: Pass, semiring: Semiring) -> States:

@@ -21,6 +21,7 @@ class Reading(NamedTuple):
 
     blank: int
     logits_normalized: bool
+    label_loop: bool = True
     wildcard: int | None = None
     """The class that stands for whatever a wildcard absorbs; None without wildcards."""
 
@@ -30,6 +31,7 @@ class Options(NamedTuple):
 
     blank_id: int
     logits_normalized: bool
+    label_loop: bool = True
     label_priors: Float[ArrayLike, "... K"] | None = None
     prior_scale: Float[ArrayLike, ""] = 1.0
     wildcard_id: int | None = None
@@ -49,7 +51,7 @@ def read(
     classes = inputs.logits.shape[-1]
     blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
     if options.label_priors is None and options.wildcard_id is None:
-        return Reading(blank, options.logits_normalized), inputs
+        return Reading(blank, options.logits_normalized, options.label_loop), inputs
 
     scores = _log_probs(inputs, options.logits_normalized)
     if options.label_priors is not None:
@@ -57,7 +59,7 @@ def read(
         scale = _checks.number(function, "prior_scale", options.prior_scale)
         scores -= scale.astype(scores.dtype) * priors.astype(scores.dtype)
     if options.wildcard_id is None:
-        return Reading(blank, logits_normalized=True), inputs._replace(logits=scores)
+        return Reading(blank, True, options.label_loop), inputs._replace(logits=scores)
 
     wildcard = _checks.wildcard(function, options.wildcard_id, blank)
     penalty = _checks.number(function, "wildcard_penalty", options.wildcard_penalty)
@@ -66,7 +68,7 @@ def read(
     ids = inputs.labels
     outside, column = jnp.full_like(ids, -1), jnp.full_like(ids, classes)
     ids = jnp.where(ids == wildcard, column, jnp.where(ids == classes, outside, ids))
-    reading = Reading(blank, logits_normalized=True, wildcard=classes)
+    reading = Reading(blank, True, options.label_loop, wildcard=classes)
     return reading, inputs._replace(logits=scores, labels=ids)
 
 

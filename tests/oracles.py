@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def collapse(path, blank=0):
+def collapse(path, blank=0, *, label_loop=True):
     """Equal neighbours merged, then blanks dropped."""
-    return tuple(key for key, _ in itertools.groupby(path) if key != blank)
+    merged = (key for key, _ in itertools.groupby(path)) if label_loop else path
+    return tuple(key for key in merged if key != blank)
 
 
 def log_softmax(logits):
@@ -98,7 +99,7 @@ class Path(NamedTuple):
     """Log-probability."""
 
 
-def alignments(log_probs, labels, blank=0, wildcard=None, penalty=0.0):
+def alignments(log_probs, labels, blank=0, wildcard=None, penalty=0.0, *, label_loop=True):
     """Every `Path` that spells the labels, those of probability 0 left out.
 
     Where a wildcard stands among the labels, a frame between its neighbours may be absorbed, which
@@ -121,13 +122,14 @@ def alignments(log_probs, labels, blank=0, wildcard=None, penalty=0.0):
     for path in itertools.product(symbols, repeat=frames):
         as_blanks = [blank if symbol == star else symbol for symbol in path]
         weight = _log_weight(log_probs, path)
-        if collapse(as_blanks, blank) != tuple(labels[place] for place in own) or weight == -np.inf:
+        spelt = collapse(as_blanks, blank, label_loop=label_loop)
+        if spelt != tuple(labels[place] for place in own) or weight == -np.inf:
             continue
         count, places = 0, []
         for before, symbol, own_class in zip(
             [blank, *as_blanks][:frames], path, as_blanks, strict=True
         ):
-            count += own_class not in (blank, before)
+            count += own_class != blank and not (label_loop and own_class == before)
             places.append(
                 gaps.get(count) if symbol == star else own[count - 1] if symbol != blank else -1
             )

@@ -1,0 +1,124 @@
+"""Without label loops a label takes one frame: everything against every path written out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from every_pair import every_sequence, padded
+from jax.test_util import check_grads
+
+import jaxctc
+
+FRAMES, BLANK = 4, 1
+LABELS = [*every_sequence(3, BLANK, FRAMES + 1)]
+RNG = np.random.default_rng(11)
+LOGITS = RNG.normal(size=(len(LABELS), FRAMES + 2, 3)).astype(np.float32) * 2
+# Padding between frames, which must not count as a frame in which a label could end.
+PADDINGS = np.tile(np.array([False, True, False, False, True, False]), (len(LABELS), 1))
+ARGUMENTS = (LOGITS, PADDINGS, *padded(LABELS, FRAMES + 1))
+OPTIONS = {"blank_id": BLANK, "label_loop": False}
+
+
+@pytest.fixture(scope="module")
+def truths():
+    """All alignments of every pair."""
+    log_probs = oracles.log_softmax(LOGITS[:, ~PADDINGS[0]])
+    return [
+        oracles.alignments(scores, labels, BLANK, label_loop=False)
+        for scores, labels in zip(log_probs, LABELS, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames="semiring")
+def loss_and_gradient(logits, *rest, semiring="sum"):
+    def loss(logits):
+        return jaxctc.ctc_loss(logits, *rest, **OPTIONS, max_approx=semiring == "max")
+
+    value, pullback = jax.vjp(loss, logits)
+    return value, *pullback(jnp.ones_like(value))
+
+
+def test_loss_and_gradient(truths):
+    loss, gradient = loss_and_gradient(*ARGUMENTS)
+    oracles.assert_close(loss, [oracles.loss(paths) for paths in truths])
+    softmax = np.exp(oracles.log_softmax(LOGITS[:, ~PADDINGS[0]]))
+    for paths, labels, expected, found in zip(truths, LABELS, softmax, gradient, strict=True):
+        if not paths:
+            np.testing.assert_array_equal(found, 0)
+            continue
+        blank, label = oracles.posteriors(paths, FRAMES, len(labels))
+        expected[:, BLANK] -= blank
+        for place, name in enumerate(labels):
+            expected[:, name] -= label[:, place]
+        np.testing.assert_allclose(found[~PADDINGS[0]], expected, atol=2e-6)
+        np.testing.assert_array_equal(found[PADDINGS[0]], 0)
+
+
+def test_second_derivatives_and_float64(truths):
+    """Both come from LOG."""
+    with jax.enable_x64(True):
+        wide = (LOGITS[:12].astype(np.float64), *(part[:12] for part in ARGUMENTS[1:]))
+        loss, _ = loss_and_gradient(*wide)
+    np.testing.assert_allclose(loss, [oracles.loss(paths) for paths in truths[:12]], rtol=1e-12)
+
+    def total(logits):
+        return jaxctc.ctc_loss(logits, None, jnp.array([2, 2]), None, **OPTIONS)
+
+    with jax.enable_x64(True):
+        check_grads(total, (wide[0][0],), order=2, modes=["rev"])
+
+
+def test_posteriors_durations_and_entropy(truths):
+    blank, label = jax.jit(lambda *a: jaxctc.posteriors(*a, **OPTIONS))(*ARGUMENTS)
+    durations = jax.jit(lambda *a: jaxctc.expected_durations(*a, **OPTIONS))(*ARGUMENTS)
+    entropy = jax.jit(lambda *a: jaxctc.alignment_entropy(*a, **OPTIONS))(*ARGUMENTS)
+    for row, paths in enumerate(truths):
+        count = len(LABELS[row])
+        expected = oracles.posteriors(paths, FRAMES, count)
+        np.testing.assert_allclose(blank[row, ~PADDINGS[0]], expected[0], atol=2e-6)
+        np.testing.assert_allclose(label[row, ~PADDINGS[0], :count], expected[1], atol=2e-6)
+        np.testing.assert_allclose(durations[row, :count], float(len(paths) > 0), atol=2e-6)
+        np.testing.assert_allclose(entropy[row], oracles.entropy(paths), atol=2e-6)
+
+
+def test_forced_align(truths):
+    best = jax.jit(lambda *a: jaxctc.forced_align(*a, **OPTIONS))(*ARGUMENTS)
+    loss, _ = loss_and_gradient(*ARGUMENTS, semiring="max")
+    np.testing.assert_allclose(best.score, -loss, rtol=1e-6)
+    np.testing.assert_array_equal(best.starts, best.ends)
+    spelt, _ = jaxctc.collapse(best.frame_labels, PADDINGS, **OPTIONS)
+    for row, paths in enumerate(truths):
+        if not paths:
+            np.testing.assert_array_equal(best.frame_labels[row], -1)
+            continue
+        path = max(paths, key=lambda path: path.weight)
+        assert tuple(best.frame_labels[row, ~PADDINGS[0]].tolist()) == path.classes
+        assert tuple(label for label in spelt[row].tolist() if label >= 0) == LABELS[row]
+
+
+def test_samples_are_alignments(truths):
+    samples = jaxctc.sample_alignments(jax.random.key(0), *ARGUMENTS, num_samples=20, **OPTIONS)
+    for drawn, paths in zip(samples[..., ~PADDINGS[0]], truths, strict=True):
+        allowed = {path.classes for path in paths} or {(-1,) * FRAMES}
+        assert set(map(tuple, drawn.tolist())) <= allowed
+
+
+def test_feasibility(truths):
+    feasible = jaxctc.is_feasible(*ARGUMENTS, **OPTIONS)
+    np.testing.assert_array_equal(feasible, [len(paths) > 0 for paths in truths])
+    lengths = [len(labels) for labels in LABELS]
+    required = jaxctc.required_frames(*ARGUMENTS[2:], label_loop=False)
+    np.testing.assert_array_equal(required, lengths)
+    jaxctc.validate(np.zeros((2, 3)), None, [2, 2], None, **OPTIONS)
+    with pytest.raises(ValueError, match="2 frames for labels that require 3"):
+        jaxctc.validate(np.zeros((2, 3)), None, [2, 2], None, blank_id=BLANK)
+
+
+def test_greedy_decode():
+    logits = jax.nn.one_hot(jnp.array([2, 2, 1, 0]), 3)
+    best = jaxctc.greedy_decode(logits, None, **OPTIONS)
+    assert best.labels.tolist() == [2, 2, 0, -1]
+    assert best.starts.tolist() == best.ends.tolist() == [0, 1, 3, -1]
