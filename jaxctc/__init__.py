@@ -28,12 +28,31 @@ from jaxctc.beam_search import (
     beam_step,
     prefix_beam_search,
 )
+from jaxctc.classification import (
+    binary_accuracy,
+    binary_cross_entropy,
+    binary_hinge_loss,
+    categorical_accuracy,
+    cross_entropy,
+    multiclass_hinge_loss,
+    squared_error,
+)
 from jaxctc.decoding import Hypotheses, greedy_decode
 from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
 from jaxctc.error_reports import format_errors
 from jaxctc.language_models import CustomModel, hot_words
 from jaxctc.lattice import collapse
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
+from jaxctc.objectives import (
+    WeightedSum,
+    confidence_penalty,
+    consistency_loss,
+    delay_penalty,
+    focal_loss,
+    mwer_loss,
+    reduce_loss,
+    smoothing_penalty,
+)
 from jaxctc.padding import (
     is_feasible,
     label_paddings_from,
@@ -69,6 +88,7 @@ __all__ = [
     "Prefixes",
     "StateLogProbs",
     "TokenNGrams",
+    "WeightedSum",
     "WordNGrams",
     "WordState",
     "alignment_entropy",
@@ -76,13 +96,22 @@ __all__ = [
     "beam_finish",
     "beam_init",
     "beam_step",
+    "binary_accuracy",
+    "binary_cross_entropy",
+    "binary_hinge_loss",
+    "categorical_accuracy",
     "cer",
     "collapse",
+    "confidence_penalty",
+    "consistency_loss",
+    "cross_entropy",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
+    "delay_penalty",
     "edit_distance",
     "error_counts",
     "expected_durations",
+    "focal_loss",
     "forced_align",
     "format_errors",
     "forward_log_probs",
@@ -91,12 +120,17 @@ __all__ = [
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
+    "multiclass_hinge_loss",
+    "mwer_loss",
     "paddings_to_lengths",
     "posteriors",
     "prefix_beam_search",
     "read_arpa",
+    "reduce_loss",
     "required_frames",
     "sample_alignments",
+    "smoothing_penalty",
+    "squared_error",
     "validate",
     "wer",
 ]

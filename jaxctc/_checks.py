@@ -160,6 +160,23 @@ def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
 
 
+def real(function: str, argument: str, values: ArrayLike) -> Float[Array, "..."]:
+    """Real numbers of any shape; integers and booleans as float32."""
+    array = jnp.asarray(values)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+        return array.astype(jnp.float32)
+    fail(function, argument, "be real numbers", array.dtype)
+
+
+def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of several words."""
+    if not isinstance(value, str) or value not in choices:
+        fail(function, argument, f"be one of {', '.join(map(repr, choices))}", repr(value))
+    return value
+
+
 def per_class(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Float[Array, "*B 1 K"]:

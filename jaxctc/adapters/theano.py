@@ -1,0 +1,97 @@
+"""The CTC loss of Theano: `theano.tensor.nnet.ctc`, its wrapper of warp-ctc."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+from jaxctc import _checks, loss
+from jaxctc.padding import label_paddings_from, lengths_to_paddings
+
+
+def ctc(
+    activations: Float[ArrayLike, "t m p"],
+    labels: Int[ArrayLike, "m n"],
+    input_lengths: Int[ArrayLike, "m"],
+) -> Float[Array, "m"]:
+    """Negative log-probability of `labels`, in nats.
+
+    As `jaxctc.ctc_loss`, with Theano's arguments. The blank is class 0.
+
+    Args:
+      activations: logits, time leading.
+      labels: class ids; negative ones are padding, wherever they stand.
+      input_lengths: how many frames of each example are in use. A longer length uses all.
+
+    Returns:
+      One cost per example; `inf`, with gradient 0, where no alignment exists or a label is the
+      blank.
+
+    Raises:
+      ValueError: if shapes disagree, or `labels` or `input_lengths` are not integers.
+
+    Example:
+      One of five equally likely paths over one frame spells [1]:
+
+      >>> cost = ctc(jnp.zeros((1, 1, 5)), jnp.array([[1, -1]]), jnp.array([1]))
+      >>> jnp.exp(cost).round(4)
+      Array([5.], dtype=float32)
+    """
+    function = "adapters.theano.ctc"
+    logits = jnp.asarray(activations)
+    if logits.ndim != 3:
+        _checks.fail(function, "activations", "have shape (t, m, p)", logits.shape)
+    logits = jnp.swapaxes(_checks.class_scores(function, "activations", logits), 0, 1)
+    batch, frames, _ = logits.shape
+    ids = _checks.class_ids(function, "labels", labels)
+    if ids.ndim != 2 or len(ids) != batch:
+        requirement = f"have shape (m, n) with m = {batch}, as in activations"
+        _checks.fail(function, "labels", requirement, ids.shape)
+    counts = jnp.asarray(input_lengths)
+    if counts.shape != (batch,) or not jnp.issubdtype(counts.dtype, jnp.integer):
+        got = f"an array of {counts.dtype}{list(counts.shape)}"
+        requirement = f"be integers of shape {(batch,)}, one per example"
+        _checks.fail(function, "input_lengths", requirement, got)
+    return loss.ctc_loss(logits, lengths_to_paddings(counts, frames), ids, label_paddings_from(ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionistTemporalClassification:
+    """`ctc` as an object, which is called with the same arguments.
+
+    Args:
+      compute_grad: static; False makes the gradient 0.
+      openmp: None; how many threads to use is for XLA to decide.
+
+    Raises:
+      ValueError: if `openmp` is not None.
+
+    Example:
+      >>> import jax
+      >>> cost = ConnectionistTemporalClassification(compute_grad=False)
+      >>> jax.grad(lambda scores: cost(scores, [[1]], [1]).sum())(jnp.zeros((1, 1, 2)))
+      Array([[[0., 0.]]], dtype=float32)
+    """
+
+    compute_grad: bool = True
+    openmp: bool | None = None
+
+    def __post_init__(self):
+        """Checks `openmp`."""
+        if self.openmp is not None:
+            remedy = "XLA decides how many threads to use."
+            function = "adapters.theano.ConnectionistTemporalClassification"
+            _checks.fail(function, "openmp", "be None", repr(self.openmp), remedy)
+
+    def __call__(
+        self,
+        activations: Float[ArrayLike, "t m p"],
+        labels: Int[ArrayLike, "m n"],
+        input_lengths: Int[ArrayLike, "m"],
+    ) -> Float[Array, "m"]:
+        """What `ctc` returns."""
+        if not self.compute_grad:
+            activations = lax.stop_gradient(jnp.asarray(activations))
+        return ctc(activations, labels, input_lengths)

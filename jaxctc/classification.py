@@ -1,0 +1,478 @@
+"""Losses of single frames: cross-entropy and what goes with it.
+
+One number per position comes back, and no mean: see `jaxctc.reduce_loss`. What is computed is
+optax's where optax has it. What differs is what happens at the edges: a probability of exactly 0
+or 1, a class masked with -inf, an id that is no class and a padded position all have finite values
+and finite gradients here.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc import _checks
+from jaxctc.scores import widen
+
+EstimatedType = Literal["logits", "log-probs", "probs"]
+_TYPES = get_args(EstimatedType)
+
+
+def cross_entropy(
+    estimated: Shaped[ArrayLike, "..."],
+    target: Shaped[ArrayLike, "..."],
+    *,
+    axis: int = -1,
+    estimated_type: EstimatedType = "logits",
+    class_weight: Shaped[ArrayLike, "K"] | None = None,
+    label_smoothing: Float[ArrayLike, ""] = 0.0,
+    ignore_id: int | None = None,
+    paddings: Shaped[ArrayLike, "..."] | None = None,
+    eps: Float[ArrayLike, ""] = 0.0,
+    log_epsilon: Float[ArrayLike, ""] = -1e5,
+) -> Float[Array, "..."]:
+    r"""Cross-entropy of estimated class probabilities against targets, in nats per position.
+
+    .. math:: -\sum_k w_k t_k \log p_k
+
+    For logits without further ado this is optax's `softmax_cross_entropy` or, for ids, its
+    `softmax_cross_entropy_with_integer_labels`. There a class at -inf makes dense targets NaN, an
+    id that is no class NaN or another class.
+
+    Args:
+      estimated: scores over the classes along `axis`.
+      target: integer class ids, one axis less; or weights `t` of every class, probabilities as a
+        rule, in the shape of `estimated`.
+      axis: static; where the classes are.
+      estimated_type: static; "logits" are normalised here, "log-probs" and "probs" are taken as
+        they are.
+      class_weight: factors `w` of the classes; None weighs all alike.
+      label_smoothing: share of each target that is spread evenly over the classes, those of
+        probability 0 left out.
+      ignore_id: an id that costs nothing where it is the target.
+      paddings: nonzero where a position costs nothing, in the shape of the result; None pads
+        nothing.
+      eps: probabilities ("probs" only) are first clipped to [eps, 1 - eps].
+      log_epsilon: stands for log 0, without a gradient: with -1e5, a target class of
+        probability 0, and an id that is no class, cost 1e5.
+
+    Returns:
+      One loss per position, in at least float32. Exactly 0 with gradient 0 where ignored or
+      padded, whatever stands there; NaN where `estimated` is, or is +inf.
+
+    Raises:
+      ValueError: if shapes disagree, ids are not integers, or `estimated_type` is none of the
+        three.
+
+    Example:
+      Half of the target is on a class of probability 1/4, half on one of 3/4:
+
+      >>> probs, target = jnp.array([0.25, 0.75]), jnp.array([0.5, 0.5])
+      >>> print(f"{cross_entropy(probs, target, estimated_type='probs'):.4f}")
+      0.8370
+      >>> print(f"{cross_entropy(jnp.log(probs), 1):.4f}")
+      0.2877
+    """
+    function = "cross_entropy"
+    values = _classes_last(function, estimated, axis)
+    targets = _targets(function, target, values.shape, axis)
+    counts = ~_checks.paddings(function, "paddings", paddings, values.shape[:-1])
+    if ignore_id is not None:
+        counts &= _is_other(function, targets, ignore_id)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = jnp.where(counts[..., None], targets, jnp.zeros_like(targets))
+    values = jnp.where(counts[..., None], values, jnp.zeros_like(values))
+
+    scores = _class_scores(function, values, estimated_type, eps)
+    weights = _class_weights(function, class_weight, values)
+    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    smoothing = _checks.number(function, "label_smoothing", label_smoothing).astype(values.dtype)
+    loss = (1 - smoothing) * _loss_of(scores, targets, weights, log_zero)
+    if not _is_zero(label_smoothing):
+        possible = scores.is_possible.astype(values.dtype)
+        share = possible / jnp.maximum(jnp.sum(possible, axis=-1, keepdims=True), 1)
+        loss += smoothing * _loss_of(scores, share, weights, log_zero)
+    return jnp.where(counts, loss, jnp.zeros_like(loss))
+
+
+def binary_cross_entropy(
+    estimated: Shaped[ArrayLike, "*S"],
+    target: Shaped[ArrayLike, "*S"],
+    *,
+    estimated_type: EstimatedType = "logits",
+    paddings: Shaped[ArrayLike, "*S"] | None = None,
+    log_epsilon: Float[ArrayLike, ""] = -1e5,
+) -> Float[Array, "*S"]:
+    r"""Cross-entropy of independent yes-or-no estimates, in nats each.
+
+    .. math:: -t \log p - (1 - t) \log(1 - p)
+
+    For logits this is optax's `sigmoid_binary_cross_entropy`, which is NaN at infinite ones.
+
+    Args:
+      estimated: of the answer yes; one per entry.
+      target: in [0, 1], in the same shape.
+      estimated_type: static; "logits" are log-odds, "probs" probabilities, "log-probs" their
+        logarithms.
+      paddings, log_epsilon: as of `cross_entropy`.
+
+    Returns:
+      One loss per entry, in at least float32. A probability of exactly 0 or 1 costs 1e5 times
+      the target weight of what it excludes, without a gradient from there; NaN where `estimated`
+      is.
+
+    Raises:
+      ValueError: if shapes disagree or `estimated_type` is none of the three.
+
+    Example:
+      >>> print(binary_cross_entropy(jnp.array([0.0, jnp.inf]), jnp.array([1, 1])).round(4))
+      [0.6931 0.    ]
+    """
+    function = "binary_cross_entropy"
+    values, target = _same_shape(function, estimated, target)
+    counts = ~_checks.paddings(function, "paddings", paddings, values.shape)
+    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    safe = jnp.where(counts & ~jnp.isinf(values), values, -jnp.ones_like(values))
+    target = jnp.where(counts, target, jnp.zeros_like(target))
+    if _checks.choice(function, "estimated_type", estimated_type, _TYPES) == "logits":
+        loss = optax.sigmoid_binary_cross_entropy(safe, target)
+        excluded = jnp.where(values > 0, 1 - target, target)
+        price = _price(~jnp.isinf(values), excluded, log_zero)
+        loss = jnp.where(jnp.isinf(values), excluded * price, loss)
+    else:
+        values = jnp.where(counts, values, safe)
+        yes, no = _sides(values, estimated_type)
+        loss = _cost(target, yes, log_zero) + _cost(1 - target, no, log_zero)
+    return jnp.where(counts, loss, jnp.zeros_like(loss))
+
+
+def squared_error(
+    estimated: Shaped[ArrayLike, "*S"], target: Shaped[ArrayLike, "*S"]
+) -> Float[Array, "*S"]:
+    """Squared difference, entry by entry: optax's `squared_error`.
+
+    Args:
+      estimated: real numbers.
+      target: in the same shape.
+
+    Returns:
+      `(estimated - target)²`, in at least float32.
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    Example:
+      >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])))
+      [4. 0.]
+    """
+    values, target = _same_shape("squared_error", estimated, target)
+    return jnp.asarray(optax.squared_error(values, target))
+
+
+def binary_hinge_loss(
+    estimated: Shaped[ArrayLike, "*S"],
+    target: Shaped[ArrayLike, "*S"],
+    *,
+    margin: Float[ArrayLike, ""] = 1.0,
+    estimated_type: EstimatedType = "logits",
+    log_epsilon: Float[ArrayLike, ""] = -1e5,
+) -> Float[Array, "*S"]:
+    r"""How far a yes-or-no score is from the right side of its margin.
+
+    .. math:: \max(0, \delta - (2 t - 1) x)
+
+    optax's `hinge_loss` has margin 1, and targets of -1 and 1.
+
+    Args:
+      estimated: scores x, positive for yes.
+      target: 1 for yes and 0 for no, in the same shape.
+      margin: δ.
+      estimated_type: static; "probs" and "log-probs" are first made log-odds.
+      log_epsilon: as of `cross_entropy`, in those log-odds.
+
+    Returns:
+      One loss per entry, in at least float32.
+
+    Raises:
+      ValueError: if shapes disagree or `estimated_type` is none of the three.
+
+    Example:
+      >>> print(binary_hinge_loss(jnp.array([0.25, 3.0]), jnp.array([1, 1])))
+      [0.75 0.  ]
+    """
+    function = "binary_hinge_loss"
+    values, target = _same_shape(function, estimated, target)
+    if _checks.choice(function, "estimated_type", estimated_type, _TYPES) != "logits":
+        log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+        yes, no = (
+            jnp.where(side.is_possible, side.values, log_zero)
+            for side in _sides(values, estimated_type)
+        )
+        values = yes - no
+    margin = _checks.number(function, "margin", margin).astype(values.dtype)
+    return jax.nn.relu(margin - (2 * target - 1) * values)
+
+
+def multiclass_hinge_loss(
+    estimated: Shaped[ArrayLike, "..."],
+    target: Shaped[ArrayLike, "..."],
+    *,
+    axis: int = -1,
+    margin: Float[ArrayLike, ""] = 1.0,
+    log_epsilon: Float[ArrayLike, ""] = -1e5,
+) -> Float[Array, "..."]:
+    r"""How far the target's score is from exceeding all others by a margin.
+
+    .. math:: \max(0, \max_{j \neq t} x_j - x_t + \delta)
+
+    optax's `multiclass_hinge_loss` is the same with margin 1.
+
+    Args:
+      estimated: scores x over the classes along `axis`, or probabilities.
+      target: integer class ids, one axis less; or one-hot rows in the shape of `estimated`.
+      axis: static; where the classes are.
+      margin: δ.
+      log_epsilon: as of `cross_entropy`: what a target at -inf, or one that is no class, costs.
+
+    Returns:
+      One loss per position, in at least float32; 0 with a single class.
+
+    Raises:
+      ValueError: if shapes disagree or ids are not integers.
+
+    Example:
+      >>> print(multiclass_hinge_loss(jnp.array([[1.0, 0.5], [0.0, 3.0]]), jnp.array([0, 1])))
+      [0.5 0. ]
+    """
+    function = "multiclass_hinge_loss"
+    values = _classes_last(function, estimated, axis)
+    margin = _checks.number(function, "margin", margin).astype(values.dtype)
+    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
+    own = jnp.take_along_axis(values, ids, axis=-1)
+    exists &= own != -jnp.inf
+    columns = jnp.expand_dims(jnp.arange(values.shape[-1], dtype=jnp.int32), range(values.ndim - 1))
+    rivals = jnp.where(columns == ids, jnp.zeros_like(values), values - own + margin)
+    loss = jax.nn.relu(jnp.max(jnp.where(exists, rivals, jnp.zeros_like(rivals)), axis=-1))
+    return jnp.where(exists[..., 0], loss, -log_zero)
+
+
+def binary_accuracy(
+    estimated: Shaped[ArrayLike, "*S"],
+    target: Shaped[ArrayLike, "*S"],
+    *,
+    threshold: Float[ArrayLike, ""] = 0.5,
+) -> Bool[Array, "*S"]:
+    """Whether a yes-or-no estimate is on the side of its target, entry by entry.
+
+    Args:
+      estimated: probabilities of yes, or any scores.
+      target: 1 for yes and 0 for no, in the same shape.
+      threshold: an estimate is a yes from here on.
+
+    Returns:
+      Booleans; False where `estimated` is NaN.
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    Example:
+      >>> print(binary_accuracy(jnp.array([0.2, 0.5, 0.9]), jnp.array([0, 1, 0])))
+      [ True  True False]
+    """
+    values, target = _same_shape("binary_accuracy", estimated, target)
+    threshold = _checks.number("binary_accuracy", "threshold", threshold).astype(values.dtype)
+    return ((values >= threshold) == (target != 0)) & ~jnp.isnan(values)
+
+
+def categorical_accuracy(
+    estimated: Shaped[ArrayLike, "..."],
+    target: Shaped[ArrayLike, "..."],
+    *,
+    axis: int = -1,
+    top_k: int = 1,
+) -> Bool[Array, "..."]:
+    """Whether the target is among the `top_k` classes of the largest scores.
+
+    Args:
+      estimated: scores or probabilities over the classes along `axis`.
+      target: integer class ids, one axis less; or rows in the shape of `estimated`, of which the
+        largest entry is meant.
+      axis: static; where the classes are.
+      top_k: static; how many classes count as hits. Of equal scores the lower id comes first.
+
+    Returns:
+      Booleans, one per position; False where a score is NaN, or the id is no class.
+
+    Raises:
+      ValueError: if shapes disagree, ids are not integers, or `top_k` is less than 1.
+
+    Example:
+      >>> probs = jnp.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
+      >>> print(categorical_accuracy(probs, jnp.array([1, 2])))
+      [ True False]
+      >>> print(categorical_accuracy(probs, jnp.array([1, 2]), top_k=2))
+      [ True  True]
+    """
+    function = "categorical_accuracy"
+    values = _classes_last(function, estimated, axis)
+    top_k = _checks.count(function, "top_k", top_k, 1)
+    ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
+    own = jnp.take_along_axis(values, ids, axis=-1)
+    columns = jnp.expand_dims(jnp.arange(values.shape[-1], dtype=jnp.int32), range(values.ndim - 1))
+    is_ahead = (values > own) | ((values == own) & (columns < ids))
+    rank = jnp.sum(is_ahead, axis=-1, dtype=jnp.int32)
+    return (rank < top_k) & exists[..., 0] & ~jnp.any(jnp.isnan(values), axis=-1)
+
+
+class _Scores(NamedTuple):
+    """Log-probabilities, or logits, with what is impossible told apart."""
+
+    values: Float[Array, "*S K"]
+    """Finite where impossible: as good as -inf among logits, 0 among log-probabilities."""
+    is_possible: Bool[Array, "*S K"]
+    are_logits: bool
+
+
+def _class_scores(
+    function: str, values: Float[Array, "*S K"], kind: str, eps: ArrayLike
+) -> _Scores:
+    kind = _checks.choice(function, "estimated_type", kind, _TYPES)
+    if kind == "probs":
+        if not _is_zero(eps):
+            least = _checks.number(function, "eps", eps).astype(values.dtype)
+            values = jnp.clip(values, least, 1 - least)
+        return _log(values)
+    is_possible = values != -jnp.inf
+    nothing = jnp.finfo(values.dtype).min / 4 if kind == "logits" else 0
+    filling = jnp.full_like(values, nothing)
+    return _Scores(jnp.where(is_possible, values, filling), is_possible, kind == "logits")
+
+
+def _log(probs: Float[Array, "*S"]) -> _Scores:
+    """Logarithms. What is so small that its inverse overflows is impossible."""
+    is_possible = ~((probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny))
+    return _Scores(jnp.log(jnp.where(is_possible, probs, jnp.ones_like(probs))), is_possible, False)
+
+
+def _sides(values: Float[Array, "*S"], kind: str) -> tuple[_Scores, _Scores]:
+    """Logarithms of p and 1 - p, from p or its logarithm."""
+    tiny, zero = jnp.finfo(values.dtype).tiny, jnp.zeros_like(values)
+    if kind == "probs":
+        may_not = values != 1
+        no = jnp.log1p(-jnp.where(may_not, values, zero))
+        return _log(values), _Scores(no, may_not, False)
+    may, may_not = values != -jnp.inf, ~((values <= 0) & (values > -tiny))
+    yes = jnp.where(may, values, zero)
+    is_inside = may & may_not
+    no = jnp.log(-jnp.expm1(jnp.where(is_inside, values, -jnp.ones_like(values))))
+    return _Scores(yes, may, False), _Scores(jnp.where(is_inside, no, zero), may_not, False)
+
+
+def _price(is_possible: Array, weight: Array, log_zero: Array) -> Array:
+    """What a unit of weight costs beside its logarithm; nothing where there is no weight."""
+    zero = jnp.zeros_like(weight)
+    return jnp.where(is_possible | (weight == 0), zero, -log_zero)
+
+
+def _cost(weight: Array, scores: _Scores, log_zero: Array) -> Array:
+    """-w log p, entry by entry."""
+    return weight * _price(scores.is_possible, weight, log_zero) - weight * scores.values
+
+
+def _is_zero(value: ArrayLike) -> bool:
+    """Whether an option is known not to be in use."""
+    return isinstance(value, int | float) and value == 0
+
+
+def _loss_of(
+    scores: _Scores, target: Array, weights: Float[Array, "K"] | None, log_zero: Float[Array, ""]
+) -> Float[Array, "*S"]:
+    """-Σ w t log p, for a target of ids or of weights."""
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        return _loss_of_ids(scores, target, weights, log_zero)
+    if weights is not None:
+        target *= jnp.expand_dims(weights, range(target.ndim - 1))
+    if not scores.are_logits:
+        return jnp.sum(_cost(target, scores, log_zero), axis=-1)
+    possible = jnp.where(scores.is_possible, target, jnp.zeros_like(target))
+    loss = jnp.asarray(optax.softmax_cross_entropy(scores.values, possible))
+    return loss + jnp.sum(target * _price(scores.is_possible, target, log_zero), axis=-1)
+
+
+def _loss_of_ids(
+    scores: _Scores, target: Array, weights: Float[Array, "K"] | None, log_zero: Float[Array, ""]
+) -> Float[Array, "*S"]:
+    ids, exists = _ids(target, scores.values.shape[-1])
+    exists &= jnp.take_along_axis(scores.is_possible, ids, axis=-1)
+    if scores.are_logits:
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores.values, ids[..., 0])
+    else:
+        loss = 0 - jnp.take_along_axis(scores.values, ids, axis=-1)[..., 0]
+    loss = jnp.where(exists[..., 0], loss, -log_zero)
+    return loss if weights is None else loss * jnp.take(weights, ids[..., 0])
+
+
+def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
+    values = _checks.real(function, "estimated", estimated)
+    axis = _checks.static_int(function, "axis", axis)
+    if not -values.ndim <= axis < values.ndim:
+        _checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
+    if values.shape[axis] == 0:
+        _checks.fail(function, "estimated", "have at least one class", values.shape)
+    return jnp.moveaxis(widen(values), axis, -1)
+
+
+def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
+    """Ids as int32, or weights with the classes last."""
+    array = jnp.asarray(target)
+    if array.shape == shape[:-1]:
+        return _checks.class_ids(function, "target", array[..., None])[..., 0]
+    given = list(shape[:-1])
+    given.insert(axis if axis >= 0 else len(shape) + axis, shape[-1])
+    if array.shape != tuple(given):
+        requirement = f"have shape {shape[:-1]}, class ids, or {tuple(given)}, weights of classes"
+        _checks.fail(function, "target", requirement, array.shape)
+    return jnp.moveaxis(widen(_checks.real(function, "target", array)), axis, -1)
+
+
+def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "*S 1"]]:
+    """Ids that exist, the largest entry of weights, and whether they did; ready to gather."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        target = jnp.argmax(target, axis=-1).astype(jnp.int32)
+    exists = (target >= 0) & (target < classes)
+    return jnp.where(exists, target, jnp.zeros_like(target))[..., None], exists[..., None]
+
+
+def _is_other(function: str, targets: Array, ignore_id: int) -> Bool[Array, "*S"]:
+    number = _checks.static_int(function, "ignore_id", ignore_id)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        remedy = "For weights of classes, pass paddings."
+        _checks.fail(function, "ignore_id", "be None unless target holds ids", number, remedy)
+    return targets != number
+
+
+def _class_weights(
+    function: str, class_weight: ArrayLike | None, values: Float[Array, "*S K"]
+) -> Float[Array, "K"] | None:
+    if class_weight is None:
+        return None
+    weights = _checks.real(function, "class_weight", class_weight)
+    if weights.shape != values.shape[-1:]:
+        _checks.fail(function, "class_weight", f"have shape {values.shape[-1:]}", weights.shape)
+    return weights.astype(values.dtype)
+
+
+def _same_shape(
+    function: str, estimated: ArrayLike, target: ArrayLike
+) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
+    values = widen(_checks.real(function, "estimated", estimated))
+    truth = _checks.real(function, "target", target)
+    if truth.shape != values.shape:
+        requirement = f"have the shape of estimated, {values.shape}"
+        _checks.fail(function, "target", requirement, truth.shape)
+    return values, truth.astype(values.dtype)

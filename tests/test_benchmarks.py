@@ -1,0 +1,115 @@
+"""The benchmarks of the loss in a tiny configuration: that they run and report, not how fast."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm", reason="needs the extra `examples`")
+pytest.importorskip("matplotlib", reason="needs the extra `examples`")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of benchmarks/, which is not installed."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def rows(printed, header):
+    """Of the table with this header, its first two lines left out."""
+    lines = printed[printed.index(f"| {header} ") :].split("\n\n")[0].strip().splitlines()
+    return [[entry.strip() for entry in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_loss(benchmark, tmp_path, capsys):
+    figures, picture = tmp_path / "new" / "loss.json", tmp_path / "loss.png"
+    command = ["--shapes", "tiny", "--peers", "jaxctc,optax", "--repeats", "2"]
+    benchmark("loss").main([*command, "--json", str(figures), "--png", str(picture)])
+    found = json.loads(figures.read_text())
+    assert {"device", "processor", "cores", "versions"} <= set(found["machine"])
+    assert {"jaxctc", "jax", "optax"} <= set(found["machine"]["versions"])
+
+    cells = found["cells"]
+    libraries = ["floor", "jaxctc", "optax"]
+    wanted = [("tiny", task, library) for task in ("grad", "loss") for library in libraries]
+    assert [(cell["shape"], cell["task"], cell["library"]) for cell in cells] == wanted
+    for cell in cells:
+        assert cell["sizes"] == [2, 16, 2, 5]
+        assert len(cell["times"]) == 2
+        lower, median, upper = cell["quartiles"]
+        assert 0 < lower <= median <= upper
+        assert cell["compile_seconds"] > 0
+        assert cell["megabytes"] > 0
+        assert cell["note"] == "", "the libraries agree"
+    for own in (cells[:3], cells[3:]):
+        floor, ours, theirs = (cell["quartiles"][1] for cell in own)
+        assert [cell["ratio"] for cell in own] == [floor / ours, 1, theirs / ours]
+        assert [cell["floor"] for cell in own] == [1, floor / ours, floor / theirs]
+
+    printed = capsys.readouterr().out
+    assert [row[0] for row in rows(printed, "shape (B, T, N, K)")] == ["tiny (2, 16, 2, 5)"]
+    titles = {"grad": "loss + gradient", "loss": "loss alone"}
+    entries = [row[:3] for row in rows(printed, "shape | task")]
+    device = found["machine"]["device"]
+    assert entries == [[shape, titles[task], f"{name} ({device})"] for shape, task, name in wanted]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling(benchmark, tmp_path, capsys):
+    figures, picture = tmp_path / "scaling.json", tmp_path / "scaling.png"
+    command = ["--base", "tiny", "--axes", "T", "--octaves", "1", "--task", "loss"]
+    command += ["--repeats", "2", "--json", str(figures), "--png", str(picture)]
+    benchmark("scaling").main(command)
+    found = json.loads(figures.read_text())
+    assert found["base"] == [2, 16, 2, 5]
+    (line,) = found["lines"]
+    assert (line["axis"], line["task"], line["sizes"]) == ("T", "loss", [16, 32])
+    (_, first, _), (_, second, _) = line["quartiles"]
+    assert line["exponent"] == pytest.approx(np.log2(second / first))
+    assert line["constant"] * 16 ** line["exponent"] == pytest.approx(first)
+    ((axis, medians, exponent),) = rows(capsys.readouterr().out, "axis")
+    assert axis == "T = 16, 32"
+    assert medians == f"{first:.2f}, {second:.2f}"
+    assert exponent == f"{line['exponent']:.2f}"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_shape_can_be_made(benchmark):
+    shapes = benchmark("shapes")
+    assert {name: shapes.SHAPES[name].sizes for name in shapes.GROUPS["design"]} == {
+        "char": (64, 400, 60, 32),
+        "bpe1k": (32, 1000, 200, 1024),
+        "bpe5k": (8, 500, 100, 5000),
+        "digits": (128, 64, 12, 12),
+        "long": (1, 20000, 4000, 32),
+    }
+    for shape in shapes.SHAPES.values():
+        batch = shapes.make_batch(shape._replace(classes=2))  # so that every label is a repeat
+        assert batch.logits.shape == (shape.batch, shape.frames, 2)
+        frames, labels = (
+            (1 - paddings).sum(axis=1) for paddings in (batch.logit_paddings, batch.label_paddings)
+        )
+        assert (frames.max(), labels.max()) == (shape.frames, shape.labels)
+        assert (2 * labels - 1 <= frames).all()
+        assert ((batch.labels == 0) == (batch.label_paddings == 1)).all()
+        assert shape.batch == 1 or frames.min() < shape.frames
+    with pytest.raises(ValueError, match="half the frames; got 9 and 16"):
+        shapes.make_batch(shapes.SHAPES["tiny"]._replace(labels=9))
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "line"),
+    [
+        ("loss", "--shapes chars", "argument --shapes: must be among design, models, char, "),
+        ("loss", "--repeats 0", "argument --repeats: must be a positive integer; got '0'"),
+        ("loss", "--json .", "argument --json: must be a file, not a folder; got '.'"),
+        ("scaling", "--base tiny", "--octaves: must leave two frames to a label; got 4 from (2, "),
+    ],
+)
+def test_a_bad_value_is_named(benchmark, capsys, module, command, line):
+    with pytest.raises(SystemExit):
+        benchmark(module).main(command.split())
+    assert line in capsys.readouterr().err
