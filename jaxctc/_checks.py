@@ -177,6 +177,17 @@ def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -
     return value
 
 
+def lengths(
+    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
+) -> Int[Array, "..."]:
+    """One integer per example."""
+    array = jnp.asarray(values)
+    if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
+        got = f"an array of {array.dtype}{list(array.shape)}"
+        fail(function, argument, f"be integers of shape {shape}, one per example", got)
+    return array.astype(jnp.int32)
+
+
 def per_class(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Float[Array, "*B 1 K"]:

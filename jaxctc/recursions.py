@@ -415,7 +415,9 @@ def predecessors(
     beside = _pad(states.label, direction.pad, semiring)
     near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
     skipped = where(~direction.can_skip, semiring.zero, near[1])
-    itself = states.label if direction.label_loop else where(True, semiring.zero, states.label)
+    itself = states.label
+    if not direction.label_loop:
+        itself = jax.tree.map(jnp.full_like, itself, semiring.zero)
     return (states.blank, beside), (itself, near[0], skipped)
 
 

@@ -39,7 +39,7 @@ def assert_gradient(function, logits):
         gradient = jax.jit(jax.grad(function))(logits)
         steps = 1e-5 * np.eye(logits.size).reshape(-1, *logits.shape)
         around = np.asarray(logits) + np.concatenate([steps, -steps])
-        ahead, behind = np.split(jax.jit(jax.vmap(function))(around), 2)
+        ahead, behind = np.split(np.asarray(jax.jit(jax.vmap(function))(around)), 2)
     np.testing.assert_allclose(gradient.ravel(), (ahead - behind) / 2e-5, atol=1e-8)
 
 

@@ -143,8 +143,5 @@ def _logits(function: str, argument: str, logits: ArrayLike) -> Float[Array, "B 
 def _paddings(
     function: str, argument: str, lengths: Any, shape: tuple[int, ...]
 ) -> Bool[Array, "B L"]:
-    counts = jnp.asarray(lengths)
-    if counts.shape != shape[:1] or not jnp.issubdtype(counts.dtype, jnp.integer):
-        got = f"an array of {counts.dtype}{list(counts.shape)}"
-        _checks.fail(function, argument, f"be integers of shape {shape[:1]}, one per example", got)
+    counts = _checks.lengths(function, argument, lengths, shape[:1])
     return lengths_to_paddings(counts, shape[1])

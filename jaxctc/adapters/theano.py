@@ -49,11 +49,7 @@ def ctc(
     if ids.ndim != 2 or len(ids) != batch:
         requirement = f"have shape (m, n) with m = {batch}, as in activations"
         _checks.fail(function, "labels", requirement, ids.shape)
-    counts = jnp.asarray(input_lengths)
-    if counts.shape != (batch,) or not jnp.issubdtype(counts.dtype, jnp.integer):
-        got = f"an array of {counts.dtype}{list(counts.shape)}"
-        requirement = f"be integers of shape {(batch,)}, one per example"
-        _checks.fail(function, "input_lengths", requirement, got)
+    counts = _checks.lengths(function, "input_lengths", input_lengths, (batch,))
     return loss.ctc_loss(logits, lengths_to_paddings(counts, frames), ids, label_paddings_from(ids))
 
 

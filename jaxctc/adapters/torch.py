@@ -150,12 +150,10 @@ def _lengths(
     counts, known = jnp.asarray(lengths), _on_host(lengths)
     if not batch and counts.shape == (1,):
         counts = counts[0]
-    if counts.shape != batch or not jnp.issubdtype(counts.dtype, jnp.integer):
-        got = f"an array of {counts.dtype}{list(counts.shape)}"
-        _checks.fail(function, argument, f"be integers of shape {batch}, one per example", got)
+    counts = _checks.lengths(function, argument, counts, batch)
     if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
         _checks.fail(function, argument, f"lie in [0, {longest}]", known.tolist())
-    return jnp.maximum(counts.astype(jnp.int32), 0)
+    return jnp.maximum(counts, 0)
 
 
 def _on_host(lengths: Any) -> np.ndarray | None:
