@@ -259,8 +259,14 @@ def delay_penalty(
       section 3.
     """
     inputs = _checks.ctc_inputs("delay_penalty", logits, logit_paddings, labels, label_paddings)
-    options = {"blank_id": blank_id, "logits_normalized": logits_normalized}
-    share = posteriors(logits, logit_paddings, labels, label_paddings, **options).label
+    share = posteriors(
+        inputs.logits,
+        ~inputs.is_frame,
+        inputs.labels,
+        ~inputs.is_label,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+    ).label
     # Frames in use are counted from 1; what padded ones are given meets a share of 0.
     frame = jnp.cumsum(inputs.is_frame, axis=-1, dtype=jnp.int32).astype(share.dtype)
     count = jnp.sum(inputs.is_frame, axis=-1, keepdims=True, dtype=jnp.int32)
@@ -319,11 +325,13 @@ def mwer_loss(
       Prabhavalkar et al. 2018, "Minimum word error rate training for attention-based
       sequence-to-sequence models", section 3.2.
     """
+    inputs = _checks.ctc_inputs("mwer_loss", logits, logit_paddings, labels, label_paddings)
+    frames = inputs.logits, ~inputs.is_frame
+    reference = inputs.labels, ~inputs.is_label
     options = {"blank_id": blank_id, "logits_normalized": logits_normalized}
     if hypotheses is None:
         found = prefix_beam_search(
-            logits,
-            logit_paddings,
+            *frames,
             beam_width=beam_width,
             num_hypotheses=num_hypotheses,
             **options,
@@ -334,8 +342,8 @@ def mwer_loss(
         is_found = jnp.ones(ids.shape[:-1], bool)
 
     def compare(ids: Array) -> tuple[Array, Array]:
-        score = -ctc_loss(logits, logit_paddings, ids, ids < 0, **options)
-        errors = edit_distance(ids, ids < 0, labels, label_paddings, separator=separator)
+        score = -ctc_loss(*frames, ids, ids < 0, **options)
+        errors = edit_distance(ids, ids < 0, *reference, separator=separator)
         return score, errors
 
     scores, errors = jax.vmap(compare, in_axes=-2, out_axes=-1)(ids)
