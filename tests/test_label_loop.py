@@ -8,7 +8,6 @@ import numpy as np
 import oracles
 import pytest
 from every_pair import every_sequence, padded
-from jax.test_util import check_grads
 
 import jaxctc
 
@@ -57,30 +56,30 @@ def test_loss_and_gradient(truths):
         np.testing.assert_array_equal(found[PADDINGS[0]], 0)
 
 
-def test_second_derivatives_and_float64(truths):
-    """Both come from LOG."""
+def test_float64(truths):
+    """Which LOG computes, and with it all second derivatives."""
     with jax.enable_x64(True):
         wide = (LOGITS[:12].astype(np.float64), *(part[:12] for part in ARGUMENTS[1:]))
-        loss, _ = loss_and_gradient(*wide)
+        loss, gradient = loss_and_gradient(*wide)
     np.testing.assert_allclose(loss, [oracles.loss(paths) for paths in truths[:12]], rtol=1e-12)
-
-    def total(logits):
-        return jaxctc.ctc_loss(logits, None, jnp.array([2, 2]), None, **OPTIONS)
-
-    with jax.enable_x64(True):
-        check_grads(total, (wide[0][0],), order=2, modes=["rev"])
+    _, narrow = loss_and_gradient(*ARGUMENTS)
+    np.testing.assert_allclose(gradient, narrow[:12], atol=2e-6)
 
 
-def test_posteriors_durations_and_entropy(truths):
-    blank, label = jax.jit(lambda *a: jaxctc.posteriors(*a, **OPTIONS))(*ARGUMENTS)
-    durations = jax.jit(lambda *a: jaxctc.expected_durations(*a, **OPTIONS))(*ARGUMENTS)
-    entropy = jax.jit(lambda *a: jaxctc.alignment_entropy(*a, **OPTIONS))(*ARGUMENTS)
+def test_posteriors_and_entropy(truths):
+    @jax.jit
+    def all_of(*arguments):
+        shares = jaxctc.posteriors(*arguments, **OPTIONS)
+        return *shares, jaxctc.alignment_entropy(*arguments, **OPTIONS)
+
+    blank, label, entropy = all_of(*ARGUMENTS)
     for row, paths in enumerate(truths):
         count = len(LABELS[row])
         expected = oracles.posteriors(paths, FRAMES, count)
         np.testing.assert_allclose(blank[row, ~PADDINGS[0]], expected[0], atol=2e-6)
         np.testing.assert_allclose(label[row, ~PADDINGS[0], :count], expected[1], atol=2e-6)
-        np.testing.assert_allclose(durations[row, :count], float(len(paths) > 0), atol=2e-6)
+        duration = label[row, :, :count].sum(axis=0)
+        np.testing.assert_allclose(duration, float(len(paths) > 0), atol=2e-6)
         np.testing.assert_allclose(entropy[row], oracles.entropy(paths), atol=2e-6)
 
 
@@ -100,7 +99,8 @@ def test_forced_align(truths):
 
 
 def test_samples_are_alignments(truths):
-    samples = jaxctc.sample_alignments(jax.random.key(0), *ARGUMENTS, num_samples=20, **OPTIONS)
+    draw = functools.partial(jaxctc.sample_alignments, num_samples=20, **OPTIONS)
+    samples = jax.jit(draw)(jax.random.key(0), *ARGUMENTS)
     for drawn, paths in zip(samples[..., ~PADDINGS[0]], truths, strict=True):
         allowed = {path.classes for path in paths} or {(-1,) * FRAMES}
         assert set(map(tuple, drawn.tolist())) <= allowed
@@ -112,13 +112,15 @@ def test_feasibility(truths):
     lengths = [len(labels) for labels in LABELS]
     required = jaxctc.required_frames(*ARGUMENTS[2:], label_loop=False)
     np.testing.assert_array_equal(required, lengths)
-    jaxctc.validate(np.zeros((2, 3)), None, [2, 2], None, **OPTIONS)
+    logits, labels = np.zeros((2, 3)), np.array([2, 2])
+    jaxctc.validate(logits, None, labels, None, **OPTIONS)
     with pytest.raises(ValueError, match="2 frames for labels that require 3"):
-        jaxctc.validate(np.zeros((2, 3)), None, [2, 2], None, blank_id=BLANK)
+        jaxctc.validate(logits, None, labels, None, blank_id=BLANK)
 
 
 def test_greedy_decode():
     logits = jax.nn.one_hot(jnp.array([2, 2, 1, 0]), 3)
     best = jaxctc.greedy_decode(logits, None, **OPTIONS)
     assert best.labels.tolist() == [2, 2, 0, -1]
-    assert best.starts.tolist() == best.ends.tolist() == [0, 1, 3, -1]
+    np.testing.assert_array_equal(best.starts, [0, 1, 3, -1])
+    np.testing.assert_array_equal(best.ends, [0, 1, 3, -1])
