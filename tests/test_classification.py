@@ -80,6 +80,7 @@ class TestCrossEntropy:
         options = {"class_weight": weight, "label_smoothing": 0.2, "ignore_id": -100}
         oracles.assert_close(cross_entropy(logits, target, axis=1, **options), theirs.numpy())
 
+    @pytest.mark.smoke
     def test_optax(self, rng):
         """Bit for bit, values and gradients."""
         logits, ids = rng.normal(size=(4, 5)).astype(np.float32), rng.integers(0, 5, 4)

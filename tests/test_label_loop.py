@@ -40,6 +40,7 @@ def loss_and_gradient(logits, *rest, semiring="sum"):
     return value, *pullback(jnp.ones_like(value))
 
 
+@pytest.mark.smoke
 def test_loss_and_gradient(truths):
     loss, gradient = loss_and_gradient(*ARGUMENTS)
     oracles.assert_close(loss, [oracles.loss(paths) for paths in truths])

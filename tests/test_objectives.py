@@ -302,6 +302,7 @@ class TestMwerLoss:
         with jax.enable_x64(True):
             np.testing.assert_allclose(jax.jit(loss)(logits), truth, rtol=1e-6)
 
+    @pytest.mark.smoke
     def test_edges(self):
         """No frames; a frame of which two sequences come, in three slots; NaN; what is no label."""
         logits = np.zeros((4, 2, 2), np.float32)
@@ -318,6 +319,7 @@ class TestMwerLoss:
 
 
 class TestConsistencyLoss:
+    @pytest.mark.smoke
     def test_value_and_gradient(self, batch, rng):
         """Each view is drawn to the other: softmax - the other's, halved."""
         one, padded, *_ = batch

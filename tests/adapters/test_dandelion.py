@@ -100,6 +100,7 @@ class TestCtcCost:
             jax.eval_shape(lambda: dandelion.ctc_cost_logscale(**good | bad))
 
 
+@pytest.mark.smoke
 def test_best_path_and_error_rate(batch):
     """Decoded, then compared with the references: all of Dandelion's evaluation."""
     seq, sm, seq_mask, sm_mask = batch

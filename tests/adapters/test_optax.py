@@ -51,6 +51,7 @@ def loss_and_gradient(function, logits, *rest, **options):
     return loss, *pullback(jnp.ones_like(loss))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("blank_id", "dtype"), [(0, bool), (0, np.int32), (CLASSES - 1, np.float32)]
 )

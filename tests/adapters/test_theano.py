@@ -41,6 +41,7 @@ def test_cost_and_gradient(activations):
     np.testing.assert_array_equal(gradient[padded], 0)
 
 
+@pytest.mark.smoke
 def test_published_numbers():
     """warp-ctc's own, from the tutorial of its torch binding: one batch of three."""
     activations = np.zeros(SHAPE, np.float32)
