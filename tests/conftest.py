@@ -1,5 +1,7 @@
 """Strictness for the whole suite: no silent promotion of dtypes or ranks, repeatable examples."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What JAX has traced and compiled stays alive to the end, gigabytes of it, and every collection
+# walks through it anew.
+gc.set_threshold(50_000, 20, 20)
 
 settings.register_profile(
     "jaxctc", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

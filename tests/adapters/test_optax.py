@@ -52,9 +52,7 @@ def loss_and_gradient(function, logits, *rest, **options):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(
-    ("blank_id", "dtype"), [(0, bool), (0, np.int32), (CLASSES - 1, np.float32)]
-)
+@pytest.mark.parametrize(("blank_id", "dtype"), [(0, np.int32), (CLASSES - 1, bool)])
 def test_loss_and_gradient(rng, blank_id, dtype):
     logits, logit_paddings, labels, label_paddings = batch_of(rng, blank_id)
     paddings = logit_paddings.astype(dtype), label_paddings.astype(dtype)
