@@ -1,5 +1,6 @@
 """What is trained beside the loss: against definitions in float64, with gradients, at the edges."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,34 @@ value_and_gradients = {
 def rows_of(logits):
     """Log-probabilities of the frames in use, example by example."""
     return [oracles.log_softmax(row[used]) for row, used in zip(logits, FRAMES, strict=True)]
+
+
+BATCH = cases.BATCHES[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("function", [delay_penalty, mwer_loss])
+def test_every_awkward_case(function, dtype):
+    """NaN where the loss is, finite elsewhere; the gradient, too, and 0 in padding."""
+    logits, padded, *labels = cases.batch_of(BATCH)
+
+    @jax.jit
+    def of(logits):
+        value, pullback = jax.vjp(lambda logits: function(logits, padded, *labels), logits)
+        return value, *pullback(jnp.ones_like(value))
+
+    values, gradient = of(jnp.asarray(logits, dtype))
+    assert (values.dtype, gradient.dtype) == (jnp.float32, dtype)
+    for case, value, slope, no_frame in zip(BATCH, values, gradient, padded, strict=True):
+        if case.kind == "nan":
+            assert np.isnan(value), case.name
+            continue
+        assert np.isfinite(value), case.name
+        assert np.isfinite(slope.astype(jnp.float32)).all(), case.name
+        np.testing.assert_array_equal(slope.astype(jnp.float32)[no_frame], 0, err_msg=case.name)
+        if function is delay_penalty and case.kind == "infeasible":
+            assert value == 0, case.name
+            np.testing.assert_array_equal(slope.astype(jnp.float32), 0, err_msg=case.name)
 
 
 class TestReduceLoss:
