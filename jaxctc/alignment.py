@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
+from jaxctc.derivatives import nan_where, with_log_derivative
 from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import Paths, best_path, frame_classes, shares_along
-from jaxctc.posteriors import frame_ids, nan_where, with_log_derivative
+from jaxctc.paths import Paths, best_path, frame_classes, frame_ids, shares_along
 from jaxctc.scores import Options, Reading, in_use, normaliser, read, sum_over_frames, widen
 from jaxctc.semirings import Semiring
 
@@ -108,7 +108,17 @@ def forced_align(
         checkpoint_every = _checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
     if band is not None:
         band = _checks.count("forced_align", "band", band)
+    return _aligned(reading, checkpoint_every, band, wildcard_id, inputs)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _aligned(
+    reading: Reading,
+    checkpoint_every: int | None,
+    band: int | None,
+    wildcard_id: int | None,
+    inputs: _checks.CtcInputs,
+) -> Alignment:
     lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
     paths, found = best_path(lattice, checkpoint_every=checkpoint_every, band=band)
     places = _places(lattice, paths)

@@ -327,7 +327,10 @@ def _search(
     depth = len(batch)
     flat = jax.tree.map(lambda leaf: leaf.reshape(examples, *leaf.shape[depth:]), state)
     scores = lax.stop_gradient(scores).reshape(examples, frames, classes)
-    flat = _chunk(flat, scores, ~padded.reshape(examples, frames), guide, pruning)
+    # Not so models that are no pytrees of arrays: they can be called, but not be arguments.
+    is_argument = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(guide))
+    chunk = _compiled_chunk if is_argument else _chunk
+    flat = chunk(flat, scores, ~padded.reshape(examples, frames), guide, pruning)
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
 
 
@@ -362,6 +365,9 @@ def _chunk(
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
     labels = _read_back(state, parents, tokens)
     return BeamState(labels, prefixes, state.is_nan | bad)
+
+
+_compiled_chunk = jax.jit(_chunk)
 
 
 def _read_back(

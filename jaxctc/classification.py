@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.scores import widen
+from jaxctc.scores import log_where_possible, widen
 
 EstimatedType = Literal["logits", "log-probs", "probs"]
 _TYPES = get_args(EstimatedType)
@@ -354,9 +354,7 @@ def _class_scores(
 
 
 def _log(probs: Float[Array, "*S"]) -> _Scores:
-    """Logarithms. What is so small that its inverse overflows is impossible."""
-    is_possible = ~((probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny))
-    return _Scores(jnp.log(jnp.where(is_possible, probs, jnp.ones_like(probs))), is_possible, False)
+    return _Scores(*log_where_possible(probs), False)
 
 
 def _sides(values: Float[Array, "*S"], kind: str) -> tuple[_Scores, _Scores]:

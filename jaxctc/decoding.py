@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.lattice import find_runs
@@ -73,15 +73,26 @@ def greedy_decode(
     scores = _checks.class_scores("greedy_decode", "logits", logits)
     padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
-    scores = widen(in_use(scores, ~padded))
+    return _greedy(blank, logits_normalized, label_loop, scores, ~padded)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _greedy(
+    blank: int,
+    logits_normalized: bool,
+    label_loop: bool,
+    scores: Float[Array, "*B T K"],
+    is_frame: Bool[Array, "*B T"],
+) -> Hypotheses:
+    scores = widen(in_use(scores, is_frame))
     path = lax.argmax(scores, scores.ndim - 1, jnp.int32)
-    runs = find_runs(path, ~padded, blank, label_loop)
+    runs = find_runs(path, is_frame, blank, label_loop)
 
     best = jnp.max(scores, axis=-1)
     if not logits_normalized:
         largest, log_sum = normaliser(scores)
         best = (best - largest) - log_sum
-    best = pack_left(best, ~padded)
+    best = pack_left(best, is_frame)
     return Hypotheses(
         labels=runs.labels,
         lengths=runs.lengths,

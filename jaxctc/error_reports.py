@@ -13,8 +13,6 @@ from jaxtyping import Int, Shaped
 from jaxctc import _checks, error_rates, levenshtein
 from jaxctc.levenshtein import Side
 
-_partners = jax.jit(levenshtein.distance_and_partners, static_argnames="by_words")
-
 
 def format_errors(
     hyp: Int[ArrayLike, "*B L"],
@@ -65,7 +63,9 @@ def format_errors(
     width = _checks.count("format_errors", "width", width, least=20)
     options = error_rates.Units(separator, class_map, ignored_ids)
     sides = error_rates.units("format_errors", hyp, hyp_paddings, ref, ref_paddings, options)
-    distances, partners = jax.device_get(_partners(*sides, by_words=separator is not None))
+    by_words = separator is not None
+    found = levenshtein.distance_and_partners(*sides, by_words=by_words)
+    distances, partners = jax.device_get(found)
     partners = partners.reshape(distances.size, partners.shape[-1])
     hyps, refs = _units(hyp, sides[0], names), _units(ref, sides[1], names)
     paragraphs = []

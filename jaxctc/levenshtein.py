@@ -13,8 +13,10 @@ unit is that of its last token. All other rows, those of padding among them, are
 changes across them, and in the additions they let every carry pass.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -72,12 +74,14 @@ class _Trace(NamedTuple):
     """Where the units of row and column are the same."""
 
 
+@functools.partial(jax.jit, static_argnames="by_words")
 def distance(hyp: Side, ref: Side, *, by_words: bool) -> Int[Array, "*B"]:
     """Fewest substitutions, insertions and deletions of units."""
     column, _ = _columns(_flat(hyp), _packed(_flat(ref)), by_words=by_words, keep=False)
     return _last_entry(column, _flat(hyp)).reshape(hyp.tokens.shape[:-1])
 
 
+@functools.partial(jax.jit, static_argnames="by_words")
 def distance_and_partners(
     hyp: Side, ref: Side, *, by_words: bool
 ) -> tuple[Int[Array, "*B"], Int[Array, "*B L"]]:

@@ -10,13 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
+from jaxctc.derivatives import nan_where, value_semiring
 from jaxctc.lattice import Lattice, build_lattice, spread_over_classes
-from jaxctc.posteriors import (
-    log_rows,
-    nan_where,
-    occupancies,
-    value_semiring,
-)
+from jaxctc.posteriors import log_rows, occupancies
 from jaxctc.recursions import Shares, shares, total
 from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
 from jaxctc.semirings import LOG, MAX, Semiring
@@ -126,7 +122,7 @@ def ctc_loss(
         wildcard_penalty,
     )
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
-    loss = _plain_loss(reading, inputs, MAX) if max_approx else _loss(reading, inputs)
+    loss = _compiled_loss(reading, max_approx, inputs)
     infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
     return jnp.where(loss == jnp.inf, infinite, loss)
 
@@ -178,10 +174,17 @@ def ctc_loss_with_forward_probs(
     reading, inputs = read(
         "ctc_loss_with_forward_probs", logits, logit_paddings, labels, label_paddings, options
     )
-    loss, rows = _loss(reading, inputs), log_rows(reading, inputs, backward=False)
+    loss, rows = _compiled_loss(reading, False, inputs), log_rows(reading, inputs, backward=False)
     epsilon = jnp.asarray(log_epsilon, loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled_loss(
+    reading: Reading, max_approx: bool, inputs: _checks.CtcInputs
+) -> Float[Array, "*B"]:
+    return _plain_loss(reading, inputs, MAX) if max_approx else _loss(reading, inputs)
 
 
 # Values come from WIDE, which JAX cannot differentiate, so each has its rule. The loss has two

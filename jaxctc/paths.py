@@ -157,6 +157,23 @@ def frame_classes(lattice: Lattice, reading: Reading, paths: Paths) -> Int[Array
     return jnp.where(paths.absorbed, jnp.full_like(classes, reading.wildcard), classes)
 
 
+def frame_ids(
+    lattice: Lattice,
+    reading: Reading,
+    paths: Paths,
+    found: Bool[Array, "*B"],
+    wildcard_id: int | None,
+) -> Int[Array, "*B S T"]:
+    """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
+
+    ids = frame_classes(lattice, reading, paths)
+    if wildcard_id is not None:
+        ids = jnp.where(ids == reading.wildcard, jnp.full_like(ids, wildcard_id), ids)
+    found &= ~lattice.is_broken
+    counts = jnp.moveaxis(lattice.is_frame, 0, -1) & found[..., None]
+    return jnp.where(counts[..., None, :], ids, jnp.full_like(ids, -1))
+
+
 def shares_along(
     lattice: Lattice, semiring: Semiring, places: Int[Array, "T *B"]
 ) -> Float[Array, "T *B"]:

@@ -1,8 +1,7 @@
 """What the lattice knows beside its total: probabilities of states, durations, entropy, samples."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jaxctc import _checks, recursions
+from jaxctc.derivatives import nan_where, value_semiring, with_log_derivative
 from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import Paths, frame_classes, sample_paths
-from jaxctc.scores import Options, Reading, in_use, read
-from jaxctc.semirings import LOG, WIDE, Number, Semiring
+from jaxctc.paths import frame_ids, sample_paths
+from jaxctc.scores import Options, Reading, read
+from jaxctc.semirings import Number, Semiring
 
 
 class StateLogProbs(NamedTuple):
@@ -382,49 +382,10 @@ def sample_alignments(
         "sample_alignments", logits, logit_paddings, labels, label_paddings, options
     )
     count = _checks.count("sample_alignments", "num_samples", num_samples)
-    inputs = jax.tree.map(lax.stop_gradient, inputs)
-    lattice, semiring = build_lattice(inputs, reading), value_semiring(inputs)
-    found = semiring.decode(recursions.total(lattice, semiring)) > -jnp.inf
-    drawn = sample_paths(key, lattice, semiring, num_samples=count)
-    return frame_ids(lattice, reading, drawn, found, wildcard_id)
+    return _samples(reading, count, wildcard_id, key, jax.tree.map(lax.stop_gradient, inputs))
 
 
 # What the rest of the library builds on; not re-exported.
-
-
-def value_semiring(inputs: _checks.CtcInputs) -> Semiring:
-    """What values are computed in: WIDE knows float32 only, and float64 can do without."""
-    return LOG if inputs.logits.dtype == jnp.float64 else WIDE
-
-
-def with_log_derivative(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Values as computed, which JAX may be unable to differentiate; derivatives through LOG.
-
-    `compute(reading, inputs, semiring, *more, **options)` is run in the best semiring for values,
-    and in LOG for whoever differentiates with respect to the logits, to any order.
-    """
-
-    @functools.wraps(compute)
-    def call(reading: Reading, inputs: _checks.CtcInputs, *more: Array, **options: Any) -> Any:
-        @jax.custom_jvp
-        def value(inputs: _checks.CtcInputs, *more: Array) -> Any:
-            return compute(reading, inputs, value_semiring(inputs), *more, **options)
-
-        @value.defjvp
-        def rule(primals: Any, tangents: Any) -> Any:
-            inputs, *more = primals
-
-            def in_log(logits: Array) -> Any:
-                moved = inputs._replace(logits=in_use(logits, inputs.is_frame))
-                return compute(reading, moved, LOG, *more, **options)
-
-            movement = in_use(tangents[0].logits, inputs.is_frame)
-            _, slopes = jax.jvp(in_log, (inputs.logits,), (movement,))
-            return value(inputs, *more), slopes
-
-        return value(inputs, *more)
-
-    return call
 
 
 @with_log_derivative
@@ -475,28 +436,6 @@ def occupancies(
     return Occupancies(jnp.where(counts[..., 0], left, jnp.zeros_like(left)), label, gap)
 
 
-def frame_ids(
-    lattice: Lattice,
-    reading: Reading,
-    paths: Paths,
-    found: Bool[Array, "*B"],
-    wildcard_id: int | None,
-) -> Int[Array, "*B S T"]:
-    """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
-
-    ids = frame_classes(lattice, reading, paths)
-    if wildcard_id is not None:
-        ids = jnp.where(ids == reading.wildcard, jnp.full_like(ids, wildcard_id), ids)
-    found &= ~lattice.is_broken
-    counts = jnp.moveaxis(lattice.is_frame, 0, -1) & found[..., None]
-    return jnp.where(counts[..., None, :], ids, jnp.full_like(ids, -1))
-
-
-def nan_where(is_broken: Bool[Array, "*B"], like: Array) -> Array:
-    """NaN for a broken example, 1 for others: a factor, which makes derivatives NaN too."""
-    return jnp.where(is_broken, jnp.asarray(jnp.nan, like.dtype), jnp.asarray(1, like.dtype))
-
-
 @with_log_derivative
 def _entropy(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring) -> Float[Array, "*B"]:
     lattice = build_lattice(inputs, reading)
@@ -514,3 +453,17 @@ def _posteriors(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring)
         values = jnp.concatenate([values, found.gap], axis=-1)
     factor = nan_where(lattice.is_broken, values)[..., None]
     return Posteriors(found.blank * factor, as_given(lattice, values * factor[..., None], 0))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _samples(
+    reading: Reading,
+    count: int,
+    wildcard_id: int | None,
+    key: PRNGKeyArray,
+    inputs: _checks.CtcInputs,
+) -> Int[Array, "*B S T"]:
+    lattice, semiring = build_lattice(inputs, reading), value_semiring(inputs)
+    found = semiring.decode(recursions.total(lattice, semiring)) > -jnp.inf
+    drawn = sample_paths(key, lattice, semiring, num_samples=count)
+    return frame_ids(lattice, reading, drawn, found, wildcard_id)

@@ -10,6 +10,8 @@ length. Equal prefixes have equal hashes, so no hypothesis ever comes twice; two
 are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if they differ in one token.
 """
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +77,13 @@ class Guide(NamedTuple):
         return score
 
 
-class Pruning(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["min_log_prob", "blank_threshold"],
+    meta_fields=["blank", "logits_normalized", "candidates", "max_length"],
+)
+@dataclasses.dataclass(frozen=True)
+class Pruning:
     """Which tokens a frame may add, and to what."""
 
     blank: int

@@ -82,6 +82,17 @@ def widen(scores: Float[Array, "..."]) -> Float[Array, "..."]:
     return scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
 
 
+def log_where_possible(
+    probs: Float[Array, "*S"],
+) -> tuple[Float[Array, "*S"], Bool[Array, "*S"]]:
+    """Logarithms of probabilities that are possible, and which are: 0 for the others.
+
+    What is so small that its inverse, the derivative, overflows counts as impossible.
+    """
+    is_possible = ~((probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny))
+    return jnp.log(jnp.where(is_possible, probs, jnp.ones_like(probs))), is_possible
+
+
 def normaliser(
     logits: Float[Array, "*F K"],
 ) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:

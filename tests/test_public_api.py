@@ -199,9 +199,28 @@ def test_every_field_of_a_result_is_documented(name):
         assert re.search(rf'^    {field}: .*\n    """', source, re.MULTILINE), field
 
 
+@pytest.fixture
+def compilations():
+    """A list that grows by one with everything that XLA compiles."""
+    seen = []
+
+    def listen(event, duration, **rest):
+        del duration, rest
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @every_traced_function
-def test_eager_is_jit(name):
+def test_eager_is_jit(name, compilations):
     assert_same(call_of(name)(*CALLS[name]), result_of(name))
+    assert compilations, "nobody tells what is compiled"
+    compilations.clear()
+    call_of(name)(*CALLS[name])
+    assert not compilations, "another eager call compiles again"
 
 
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ON_THE_HOST - WITHOUT_A_BATCH))

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks, classification, decoding, error_rates, loss
-from jaxctc.scores import widen
+from jaxctc.scores import log_where_possible, widen
 
 
 def ctc_cost_logscale(
@@ -403,11 +403,8 @@ def _paddings(
 
 
 def _log(probs: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
-    """Logarithms; what is so small that its inverse overflows is 0, and has no derivative."""
-    probs = widen(probs)
-    nothing = (probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny)
-    log_probs = jnp.log(jnp.where(nothing, jnp.ones_like(probs), probs))
-    return jnp.where(nothing, jnp.full_like(log_probs, -jnp.inf), log_probs)
+    log_probs, is_possible = log_where_possible(widen(probs))
+    return jnp.where(is_possible, log_probs, jnp.full_like(log_probs, -jnp.inf))
 
 
 def _check_classes(function: str, predictions: ArrayLike, m: int | None) -> None:
