@@ -204,8 +204,8 @@ def compilations():
     """A list that grows by one with everything that XLA compiles."""
     seen = []
 
-    def listen(event, duration, **rest):
-        del duration, rest
+    def listen(event, duration_secs, **kwargs):
+        del duration_secs, kwargs
         if event == "/jax/core/compile/backend_compile_duration":
             seen.append(event)
 
