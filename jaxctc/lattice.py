@@ -51,8 +51,8 @@ class Lattice(NamedTuple):
     """
 
     scores: Float[Array, "*B T K"]
-    """As given. A frame's row is read at its labels when the frame's turn comes (`frame_scores`):
-    a table of them for all frames would be N / K times as large, and takes longer to make."""
+    """As given. Frames are read at their labels when their turn comes (`frame_scores`): a table for
+    all of them would be N / K times as large, and takes longer to make."""
     blank_scores: Float[Array, "T *B"]
     scales: Float[Array, "T *B"]
     """No score of a blank or a label in the frame is larger."""
@@ -122,15 +122,19 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     )
 
 
-def frame_scores(lattice: Lattice, index: Int[Array, ""]) -> Float[Array, "*B N"]:
-    """The scores of the labels in one frame, -inf for what is no label."""
+def frame_scores(lattice: Lattice, frames: Int[Array, "F"]) -> Float[Array, "F *B N"]:
+    """The scores of the labels in some frames, -inf for what is no label."""
+    last_class = jnp.asarray(lattice.scores.shape[-1] - 1, jnp.int32)
 
-    @functools.partial(jnp.vectorize, signature="(t,k),(n)->(n)")
+    @functools.partial(jnp.vectorize, signature="(t,k),(n)->(f,n)")
     def one(scores, labels):
         # Written for one example, the gather keeps a sharded batch where it is.
-        return scores.at[index, labels].get(mode="clip")
+        return scores.at[frames[:, None], labels[None, :]].get(mode="promise_in_bounds")
 
-    scores = widen(one(lattice.scores, lattice.labels))
+    columns = jnp.clip(lattice.labels, jnp.zeros_like(last_class), last_class)
+    scores = jnp.moveaxis(one(lattice.scores, columns), -2, 0)
+    # XLA:CPU would not vectorise what it computes along with a gather.
+    scores = widen(lax.optimization_barrier(scores))
     return jnp.where(lattice.is_label, scores, jnp.full_like(scores, -jnp.inf))
 
 
@@ -191,7 +195,7 @@ def _places(is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]) -> In
 def spread_over_classes(
     shares: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
 ) -> Float[Array, "*B T K"]:
-    """Adds up what belongs to labels of the same class.
+    """Adds up what belongs to labels of the same class; an id that is no class belongs to none.
 
     By a product with a matrix of zeros and ones, in full precision, and not by a scatter, whose
     order of adding is not the same on every run of every device. With more classes than labels
@@ -201,7 +205,11 @@ def spread_over_classes(
     if classes <= labels.shape[-1]:
         columns = jnp.arange(classes, dtype=jnp.int32)
         return _product(shares, labels[..., None] == jnp.expand_dims(columns, range(labels.ndim)))
-    merged = _product(shares, labels[..., None] == labels[..., None, :])
+    # One column more, of zeros, for classes without a place. It comes out of the product because
+    # XLA:CPU vectorises nothing that is computed along with a concatenation.
+    none = jnp.full_like(labels[..., None, :1], -1)
+    columns = jnp.concatenate([labels[..., None, :], none], axis=-1)
+    merged = _product(shares, (labels[..., None] == columns) & (labels[..., None] >= 0))
     return _look_up(merged, labels, classes)
 
 
@@ -209,16 +217,12 @@ def _product(shares: Array, matrix: Bool[Array, "*B N M"]) -> Array:
     return jnp.matmul(shares, matrix.astype(shares.dtype), precision=lax.Precision.HIGHEST)
 
 
-def _look_up(merged: Array, labels: Array, classes: int) -> Array:
-    @functools.partial(jnp.vectorize, signature="(t,n),(n)->(t,k)")
-    def one(merged, labels):
-        nowhere = labels.shape[0]
-        place = jnp.full(classes, nowhere, jnp.int32)
-        place = place.at[labels].min(jnp.arange(nowhere, dtype=jnp.int32), mode="drop")
-        padded = jnp.concatenate([merged, jnp.zeros_like(merged, shape=(len(merged), 1))], axis=1)
-        return jnp.take(padded, place, axis=1, mode="clip")
-
-    return one(merged, labels)
+@functools.partial(jnp.vectorize, signature="(t,m),(n)->(t,k)", excluded={2})
+def _look_up(merged, labels, classes):
+    nowhere = labels.shape[0]
+    place = jnp.full(classes, nowhere, jnp.int32)
+    place = place.at[labels].min(jnp.arange(nowhere, dtype=jnp.int32), mode="drop")
+    return merged.at[:, place].get(mode="promise_in_bounds")
 
 
 @functools.partial(jnp.vectorize, signature="(t,k),(n)->(t,n)")

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jaxctc.lattice import Lattice, Wildcards
 from jaxctc.recursions import (
-    Frame,
     States,
     arrive,
     emit,
@@ -63,7 +62,7 @@ def best_path(
         skips = label[2] > jnp.maximum(label[0], label[1])
         moves = skips | (label[1] > label[0])
         arrived = States(MAX.plus(*blank), MAX.plus(*label))
-        states = emit(states, arrived, _frame(here, index, MAX), MAX)
+        states = emit(states, arrived, frame_at(here, index, MAX), MAX)
         return _best_at_zero(states), _pack(blank[1] > blank[0], moves, skips)
 
     def visit(states: Array, pointers: Array, index: Array) -> tuple[Array, Array]:
@@ -103,7 +102,7 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
 
     def step(states: States, index: Array) -> tuple[States, States]:
         arrived = arrive(states, forward, semiring)
-        return emit(states, arrived, _frame(lattice, index, semiring), semiring), states
+        return emit(states, arrived, frame_at(lattice, index, semiring), semiring), states
 
     def draw(key: Array, states: Array, before: States) -> Array:
         """Where a path came from, in steps: 0, 1 or 2."""
@@ -124,7 +123,7 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
         steps = jnp.where(_is_frame(lattice, index)[..., None], steps, jnp.zeros_like(steps))
         absorbed = jnp.zeros_like(states, bool)
         if lattice.wildcards is not None:
-            share = _frame(lattice, index, semiring).absorbed
+            share = frame_at(lattice, index, semiring).absorbed
             chance = jax.random.uniform(for_wildcard, states.shape, share.dtype)
             absorbed = (chance < share) & _is_gap(lattice.wildcards, states)
         return states - steps, Paths(states, absorbed)
@@ -190,11 +189,11 @@ def shares_along(
 
     def step(states: States, index: Array) -> tuple[States, States]:
         arrived = arrive(states, forward, semiring)
-        return emit(states, arrived, _frame(lattice, index, semiring), semiring), arrived
+        return emit(states, arrived, frame_at(lattice, index, semiring), semiring), arrived
 
     def visit(carry: tuple, arrived: States, index: Array) -> tuple[tuple, Array]:
         back, whole = carry
-        frame = _frame(lattice, index, semiring)
+        frame = frame_at(lattice, index, semiring)
         back = emit(back, arrive(back, backward, semiring), frame, semiring)
         place = lax.dynamic_index_in_dim(places, index, 0, keepdims=False)[..., None]
         in_gap = place >= labels
@@ -287,10 +286,6 @@ def _stretch(lattice: Lattice, bytes_per_frame: int) -> int:
     frames = lattice.is_frame.shape[0]
     table = frames * bytes_per_frame * lattice.label_count.size
     return frames if table <= KEPT else 2 * math.isqrt(frames)
-
-
-def _frame(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Frame:
-    return frame_at(lattice, index, semiring, index < lattice.is_frame.shape[0])
 
 
 def _is_frame(lattice: Lattice, index: Int[Array, ""]) -> Bool[Array, "*B"]:

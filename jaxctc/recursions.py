@@ -40,7 +40,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.semirings import LOG, Number, Semiring
+from jaxctc.semirings import LOG, UNTIDY, Number, Semiring
 
 
 class States(NamedTuple):
@@ -106,37 +106,40 @@ def shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Shares]:
     whole = _meet(front, back, lattice, semiring)
     wide = jax.tree.map(lambda part: part[..., None], whole)
     forward, backward = passes(lattice)
-    frames = lattice.is_frame.shape[0]
+    blocks = _Blocks.of(lattice)
 
-    def put(row: Shares, front: Stored, back: Stored, frame: Frame, index: Array) -> Shares:
-        here = _share(front, back, wide, frame, lattice, semiring)
-        return jax.tree.map(
-            lambda part, now: lax.dynamic_update_index_in_dim(part, now, index, 0), row, here
-        )
-
-    def step(carry, stored):
+    def block(carry, stored):
         front, back, found = carry
-        index, (front_stored, back_stored) = stored
-        mirror = frames - 1 - index
-        # The middle frame of an odd number is written twice; the second one is right.
-        frame = frame_at(lattice, mirror, semiring, mirror > index)
-        arrived = arrive(front, forward, semiring)
-        found = put(found, _stored(arrived, lattice), back_stored, frame, mirror)
-        front = emit(front, arrived, frame, semiring)
-        frame = frame_at(lattice, index, semiring)
-        arrived = arrive(back, backward, semiring)
-        found = put(found, front_stored, _stored(arrived, lattice), frame, index)
-        back = emit(back, arrived, frame, semiring)
-        return (front, back, found), None
+        index, rows = stored
+        mirror = blocks.number - 1 - index
+        ahead = frames_at(lattice, blocks.frames(mirror), semiring)
+        behind = frames_at(lattice, blocks.frames(index), semiring)
+
+        def step(sides, stored):
+            front, back = sides
+            place, (front_stored, back_stored) = stored
+            frame = _frame_of(ahead, blocks.size - 1 - place)
+            arrived = arrive(front, forward, semiring)
+            here = _share(_stored(arrived, lattice), back_stored, wide, frame, lattice, semiring)
+            front = emit(front, arrived, frame, semiring, tidy=False)
+            frame = _frame_of(behind, place)
+            arrived = arrive(back, backward, semiring)
+            there = _share(front_stored, _stored(arrived, lattice), wide, frame, lattice, semiring)
+            back = emit(back, arrived, frame, semiring, tidy=False)
+            return (front, back), (here, there)
+
+        sides, (here, there) = lax.scan(step, (front, back), (blocks.places, rows), reverse=True)
+        here = jax.tree.map(lambda part: jnp.flip(part, 0), here)
+        found = blocks.put(blocks.put(found, there, index), here, mirror)
+        return (*_tidy(sides, semiring), found), None
 
     labels, dtype = lattice.labels.shape[-1], lattice.scales.dtype
-    shape = (frames, *lattice.label_count.shape)
+    shape = (blocks.number * blocks.size, *lattice.label_count.shape)
     empty = Shares(
         jnp.zeros((*shape, labels), dtype),
         None if lattice.wildcards is None else jnp.zeros((*shape, labels + 1), dtype),
     )
-    half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
-    (_, _, found), _ = lax.scan(step, (front, back, empty), (half, rows), reverse=True)
+    (_, _, found), _ = lax.scan(block, (front, back, empty), (blocks.half, rows), reverse=True)
     return whole, jax.tree.map(lambda part: part[:given], found)
 
 
@@ -267,35 +270,90 @@ def sweep(
     )
 
 
+class _Blocks(NamedTuple):
+    """Frames in an even number of blocks of one size, the last of them padded.
+
+    Emissions are computed a block at a time, which keeps them in the cache and several cores
+    busy, as one frame would not. It takes a block for a number to need tidying.
+    """
+
+    number: int
+    size: int
+
+    @classmethod
+    def of(cls, lattice: Lattice) -> "_Blocks":
+        """Of no more than `UNTIDY` frames."""
+        frames = lattice.is_frame.shape[0]
+        number = 2 * -(-frames // (2 * UNTIDY))
+        return cls(number, -(-frames // number))
+
+    @property
+    def half(self) -> Int[Array, "number/2"]:
+        """Indices of the blocks of the first half."""
+        return jnp.arange(self.number // 2, dtype=jnp.int32)
+
+    @property
+    def places(self) -> Int[Array, "size"]:
+        """Indices of the frames of a block."""
+        return jnp.arange(self.size, dtype=jnp.int32)
+
+    def frames(self, index: Int[Array, ""]) -> Int[Array, "size"]:
+        """Of one block; those of the last may lie behind the last frame."""
+        return index * self.size + self.places
+
+    def put(self, rows: Shares, block: Shares, index: Int[Array, ""]) -> Shares:
+        """Writes the rows of a block in their place."""
+        start = index * self.size
+        return jax.tree.map(
+            lambda part, new: lax.dynamic_update_slice_in_dim(part, new, start, 0), rows, block
+        )
+
+
 def _to_the_middle(
     lattice: Lattice, semiring: Semiring, *, keep_rows: bool
 ) -> tuple[States, States, tuple[Stored, Stored] | None]:
     """Both passes up to where they meet, and the rows they leave behind.
 
-    Step i takes frame i forward and frame T - 1 - i backward; the middle frame of an odd number
-    belongs to the forward pass.
+    Step i takes block i forward and the block as far from the end backward.
     """
     forward, backward = passes(lattice)
-    frames = lattice.is_frame.shape[0]
+    blocks = _Blocks.of(lattice)
 
-    def step(sides, index):
-        front, back = sides
-        mirror = frames - 1 - index
-        frame = frame_at(lattice, index, semiring)
-        front = emit(front, arrive(front, forward, semiring), frame, semiring)
-        frame = frame_at(lattice, mirror, semiring, mirror > index)
-        back = emit(back, arrive(back, backward, semiring), frame, semiring)
-        rows = (_stored(front, lattice), _stored(back, lattice)) if keep_rows else None
-        return (front, back), rows
+    def block(sides, index):
+        ahead = frames_at(lattice, blocks.frames(index), semiring)
+        behind = frames_at(lattice, blocks.frames(blocks.number - 1 - index), semiring)
+
+        def step(sides, place):
+            front, back = sides
+            arrived = arrive(front, forward, semiring)
+            front = emit(front, arrived, _frame_of(ahead, place), semiring, tidy=False)
+            arrived, frame = arrive(back, backward, semiring), blocks.size - 1 - place
+            back = emit(back, arrived, _frame_of(behind, frame), semiring, tidy=False)
+            rows = (_stored(front, lattice), _stored(back, lattice)) if keep_rows else None
+            return (front, back), rows
+
+        sides, rows = lax.scan(step, sides, blocks.places)
+        return _tidy(sides, semiring), rows
 
     first = jnp.zeros_like(lattice.label_count)
     ends = (
         virtual_row(first, lattice, semiring),
         virtual_row(lattice.label_count, lattice, semiring),
     )
-    half = jnp.arange((frames + 1) // 2, dtype=jnp.int32)
-    (front, back), rows = lax.scan(step, ends, half)
+    (front, back), rows = lax.scan(block, ends, blocks.half)
     return front, back, rows
+
+
+def _tidy(sides: tuple[States, States], semiring: Semiring) -> tuple[States, States]:
+    front, back = (States(*map(semiring.tidy, states)) for states in sides)
+    return lax.optimization_barrier((front, back))
+
+
+def _frame_of(block: Frame, place: Int[Array, ""]) -> Frame:
+    """Indexed here and not by the scan, whose slices would be copies."""
+    return jax.tree.map(
+        lambda part: lax.dynamic_index_in_dim(part, place, 0, keepdims=False), block
+    )
 
 
 def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> Number:
@@ -383,17 +441,22 @@ def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -
     return States(where(here, semiring.one, blank), label)
 
 
-def frame_at(
-    lattice: Lattice, index: Int[Array, ""], semiring: Semiring, counts: Array | None = None
-) -> Frame:
-    """One frame's emissions. Indexed here and not by the scan, whose slices would be copies."""
+def frame_at(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Frame:
+    """One frame's emissions; behind the last frame, those of a padded one."""
+    return jax.tree.map(lambda part: part[0], frames_at(lattice, index[None], semiring))
+
+
+def frames_at(lattice: Lattice, index: Int[Array, "F"], semiring: Semiring) -> Frame:
+    """The emissions of some frames, leading; those behind the last frame are padded."""
+    frames = lattice.is_frame.shape[0]
+    within = jnp.minimum(index, jnp.asarray(frames - 1, index.dtype))
 
     def at(rows: Array) -> Array:
-        return lax.dynamic_index_in_dim(rows, index, 0, keepdims=False)
+        return rows.at[within].get(mode="promise_in_bounds")
 
     scale = at(lattice.scales)[..., None]
     blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
-    label = semiring.encode(frame_scores(lattice, index), scale)
+    label = semiring.encode(frame_scores(lattice, within), scale)
     absorbed, wildcards = jnp.zeros_like(scale), lattice.wildcards
     if wildcards is not None:
         wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
@@ -401,8 +464,8 @@ def frame_at(
         one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
         absorbed = semiring.share(wildcard, one, either)
         blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
-    is_frame = at(lattice.is_frame)
-    return Frame(blank, label, absorbed, is_frame if counts is None else is_frame & counts)
+    is_there = jnp.expand_dims(index < frames, range(1, lattice.is_frame.ndim))
+    return lax.optimization_barrier(Frame(blank, label, absorbed, at(lattice.is_frame) & is_there))
 
 
 def predecessors(
@@ -412,7 +475,8 @@ def predecessors(
 
     In the order blank 0, label 0, blank 1, … that is no step back, one, and for labels two.
     """
-    beside = _pad(states.label, direction.pad, semiring)
+    # Read at two places below: XLA:CPU would decide at each entry which side of the seam it is on.
+    beside = lax.optimization_barrier(_pad(states.label, direction.pad, semiring))
     near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
     skipped = where(~direction.can_skip, semiring.zero, near[1])
     itself = states.label
@@ -427,17 +491,19 @@ def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
     return States(semiring.plus(*blank), semiring.plus(*label))
 
 
-def emit(states: States, arrived: States, frame: Frame, semiring: Semiring) -> States:
+def emit(
+    states: States, arrived: States, frame: Frame, semiring: Semiring, *, tidy: bool = True
+) -> States:
     """The states of a frame; a padded one keeps those before it.
 
     XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
-    of. The barriers have it computed once: what arrives, for mantissa and exponent alike, and the
-    result, for the next step and for the stored row.
+    of. The barrier has the result computed once, for the next step and for the stored row.
     """
-    arrived = lax.optimization_barrier(arrived)
     emitted = States(
         semiring.times(arrived.blank, frame.blank), semiring.times(arrived.label, frame.label)
     )
+    if tidy:
+        emitted = States(*map(semiring.tidy, lax.optimization_barrier(emitted)))
     is_frame = frame.is_frame[..., None]
     kept = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
     return lax.optimization_barrier(kept)

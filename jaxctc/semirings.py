@@ -30,6 +30,10 @@ Number = Any
 """A pytree of arrays of one shape; which, the semiring knows."""
 
 
+UNTIDY = 16
+"""How many times a number may be multiplied and added up before it has to be tidied."""
+
+
 class Semiring(NamedTuple):
     """Numbers that path weights are computed in."""
 
@@ -47,6 +51,8 @@ class Semiring(NamedTuple):
     """The number `exp(score - scale)`, for scores that are not above their scale."""
     decode: Callable[[Number], Array]
     """The logarithm of a number."""
+    tidy: Callable[[Number], Number]
+    """The same number, so that the next `UNTIDY` products and sums of three are safe."""
     share: Callable[[Number, Number, Number], Array]
     """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
 
@@ -105,6 +111,7 @@ LOG = Semiring(
     sum=_log_sum,
     encode=jnp.subtract,
     decode=_identity,
+    tidy=_identity,
     share=_log_share,
 )
 """Sums over paths: log-probabilities."""
@@ -123,18 +130,19 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # 2^24, so T frames cost about √T · 2^-24, relative, whatever the magnitude; and no exp or log is
 # needed on the way, for powers of two are made by writing bits.
 #
-# Invariants
-#   m     in [1, 2) out of `times` and `encode` (up to rounding), in [1, 2 · terms) out of `plus`;
-#         everything accepts the latter
-#   zero  is e = ZERO alone, whatever its m. It is put there by a select and kept there by one:
-#         `times` never leaves it and `plus` returns it for zeros alone. A tiny number in its
-#         place would make an infeasible pair cost thousands of nats, with a real gradient
-#   e     of anything else lies above ZERO; products below are zero. Encoded scores are at most
-#         1, and a sum of paths over T frames at most 3^T, so no int32 can overflow
-#   NaN   does not survive the bits; it is carried outside (`Lattice.is_broken`)
+# Mantissas have room to spare, so products and sums leave them as they come, and exponents do not
+# depend on them; only now and then a number is tidied.
 #
-# The smallest exponents, next to ZERO, are where products of zeros with sums can end up; a
-# number is taken for zero there.
+# Invariants
+#   m     in [1, 2) when tidy, in [0.7, 1.42) when encoded (up to rounding). A sum of three has at
+#         least the m of a term, at most three times the largest. So behind `UNTIDY` frames m lies
+#         between 2^-8 and 2^35: sums, which drop what is 2^127 times smaller by its exponent,
+#         lose nothing that counts, and a product of two such numbers does not overflow
+#   zero  is every number whose e is not above SMALLEST. Encoded zeros have e = ZERO, and products
+#         nothing less, so that no int32 overflows; sums of zeros may rise from there, by 1.6 a
+#         frame when tidied, and stay below SMALLEST for a million frames. A tiny number in the
+#         place of zero would make an infeasible pair cost thousands of nats, with a gradient
+#   NaN   may become anything; it is carried outside (`Lattice.is_broken`)
 
 
 class Wide(NamedTuple):
@@ -175,10 +183,16 @@ def _wide_encode(score: Array, scale: Array) -> Wide:
     # gap = coarse · 1024 log 2 + near + far, where near is exact; coarse = far = 0 above -355.
     coarse = jnp.round(gap * (1 / (_STEP * _LN2_HI)))
     near, far = gap - coarse * (_STEP * _LN2_HI), coarse * (-_STEP * _LN2_LO)
-    fine = jnp.floor((near + far) * _LOG2_E)
-    mantissa = jnp.exp((near - fine * _LN2_HI) + ((far - fine * _LN2_LO) + rest))
+    fine = jnp.round((near + far) * _LOG2_E)
+    mantissa = _small_exp((near - fine * _LN2_HI) + ((far - fine * _LN2_LO) + rest))
     exponent = coarse.astype(jnp.int32) * _STEP + fine.astype(jnp.int32)
     return Wide(mantissa, jnp.where(possible, exponent, jnp.full_like(exponent, ZERO)))
+
+
+def _small_exp(x: Array) -> Array:
+    """exp for |x| ≤ log(2) / 2, by its series; the next term is below 2^-27."""
+    terms = (1 / math.factorial(power) for power in range(7, -1, -1))
+    return functools.reduce(lambda value, term: value * x + term, terms, jnp.zeros_like(x))
 
 
 def _wide_decode(number: Wide) -> Array:
@@ -188,14 +202,16 @@ def _wide_decode(number: Wide) -> Array:
 
 
 def _wide_times(a: Wide, b: Wide) -> Wide:
-    bits = lax.bitcast_convert_type(a.mantissa * b.mantissa, jnp.int32)
+    return Wide(a.mantissa * b.mantissa, jnp.maximum(a.exponent + b.exponent, ZERO))
+
+
+def _wide_tidy(number: Wide) -> Wide:
+    bits = lax.bitcast_convert_type(number.mantissa, jnp.int32)
     carry = (bits >> _MANTISSA_BITS) - _BIAS
     one = _BIAS << _MANTISSA_BITS
     bits = (bits & ((1 << _MANTISSA_BITS) - 1)) | one
-    exponent = a.exponent + b.exponent
     return Wide(
-        lax.bitcast_convert_type(bits, jnp.float32),
-        jnp.where(exponent > ZERO, exponent + carry, jnp.full_like(exponent, ZERO)),
+        lax.bitcast_convert_type(bits, jnp.float32), jnp.maximum(number.exponent + carry, ZERO)
     )
 
 
@@ -225,6 +241,7 @@ WIDE = Semiring(
     sum=_wide_sum,
     encode=_wide_encode,
     decode=_wide_decode,
+    tidy=_wide_tidy,
     share=_wide_share,
 )
 """Sums over paths, exact to float32 at any magnitude; not differentiable."""
