@@ -192,29 +192,37 @@ def _places(is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]) -> In
     return jnp.where(is_own, before - 1, jnp.where(is_first, labels + before, nowhere))
 
 
-def spread_over_classes(
-    shares: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
-) -> Float[Array, "*B T K"]:
-    """Adds up what belongs to labels of the same class; an id that is no class belongs to none.
+# Values of labels become values of classes by a product with a matrix of zeros and ones, in full
+# precision, and not by a scatter, whose order of adding is not the same on every run of every
+# device.
 
-    By a product with a matrix of zeros and ones, in full precision, and not by a scatter, whose
-    order of adding is not the same on every run of every device. With more classes than labels
-    the matrix first merges the labels of each class, in the place of the first one, and classes
-    then look up their place.
+
+def sum_by_class(
+    values: Float[Array, "F *B N"], labels: Int[Array, "*B N"], classes: int
+) -> Float[Array, "F *B K"]:
+    """Adds up what belongs to labels of the same class. For no more classes than labels."""
+    columns = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(labels.ndim))
+    by_class = _product(jnp.moveaxis(values, 0, -2), labels[..., None] == columns)
+    return jnp.moveaxis(by_class, -2, 0)
+
+
+def spread_over_classes(
+    values: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
+) -> Float[Array, "*B T K"]:
+    """The same for more classes than labels.
+
+    Labels of one class are merged, in the place of the first one, and classes look up their place.
+    Those without a label find a column of zeros; it comes out of the product because XLA:CPU
+    vectorises nothing that it computes along with a concatenation.
     """
-    if classes <= labels.shape[-1]:
-        columns = jnp.arange(classes, dtype=jnp.int32)
-        return _product(shares, labels[..., None] == jnp.expand_dims(columns, range(labels.ndim)))
-    # One column more, of zeros, for classes without a place. It comes out of the product because
-    # XLA:CPU vectorises nothing that is computed along with a concatenation.
     none = jnp.full_like(labels[..., None, :1], -1)
     columns = jnp.concatenate([labels[..., None, :], none], axis=-1)
-    merged = _product(shares, (labels[..., None] == columns) & (labels[..., None] >= 0))
-    return _look_up(merged, labels, classes)
+    is_same = (labels[..., None] == columns) & (labels[..., None] >= 0)
+    return _look_up(_product(values, is_same), labels, classes)
 
 
-def _product(shares: Array, matrix: Bool[Array, "*B N M"]) -> Array:
-    return jnp.matmul(shares, matrix.astype(shares.dtype), precision=lax.Precision.HIGHEST)
+def _product(values: Array, matrix: Bool[Array, "*B N M"]) -> Array:
+    return jnp.matmul(values, matrix.astype(values.dtype), precision=lax.Precision.HIGHEST)
 
 
 @functools.partial(jnp.vectorize, signature="(t,m),(n)->(t,k)", excluded={2})

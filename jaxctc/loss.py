@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.derivatives import nan_where, value_semiring
-from jaxctc.lattice import Lattice, build_lattice, spread_over_classes
+from jaxctc.lattice import Lattice, build_lattice, spread_over_classes, sum_by_class
 from jaxctc.posteriors import log_rows, occupancies
 from jaxctc.recursions import Shares, shares, total
 from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
@@ -221,7 +221,10 @@ def _loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
-    whole, parts = shares(lattice, semiring)
+    # With few classes, tables of labels would be what takes the most memory.
+    classes, labels = inputs.logits.shape[-1], lattice.labels
+    fold = functools.partial(sum_by_class, labels=labels, classes=classes)
+    whole, parts = shares(lattice, semiring, fold if classes <= labels.shape[-1] else None)
     log_total = semiring.decode(whole)
     gradient = _gradient(reading, inputs, lattice, log_total > -jnp.inf, parts)
     return _nats(log_total, lattice, reading), gradient
@@ -273,7 +276,9 @@ def _gradient(
     classes = inputs.logits.shape[-1]
     found = occupancies(lattice, feasible, parts)
     column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
-    by_class = spread_over_classes(found.label, lattice.labels, classes)
+    by_class = found.label
+    if classes > lattice.labels.shape[-1]:
+        by_class = spread_over_classes(found.label, lattice.labels, classes)
     by_class = jnp.where(column == reading.blank, found.blank[..., None], by_class)
     if found.gap is not None:
         absorbed = jnp.sum(found.gap, axis=-1, keepdims=True)

@@ -410,7 +410,7 @@ class Occupancies(NamedTuple):
 
     blank: Float[Array, "*B T"]
     label: Float[Array, "*B T N"]
-    """Packed labels."""
+    """Packed labels, or what they were folded to."""
     gap: Float[Array, "*B T N+1"] | None
     """Of the wildcard in each gap; None without wildcards."""
 

@@ -29,6 +29,7 @@ forward pass leaves the states at every so many frames, and what lies between is
 the backward sweep comes to it (`sweep`).
 """
 
+import enum
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,6 +42,9 @@ from jaxtyping import Bool, Float, Int
 from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
 from jaxctc.semirings import LOG, UNTIDY, Number, Semiring
+
+KEPT = 1 << 26
+"""Bytes up to which rows are kept for the way back."""
 
 
 class States(NamedTuple):
@@ -78,7 +82,7 @@ class Pass(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a pass leaves behind for the other one; blanks only where they may be wildcards."""
+    """What shares are made of; blanks only where they may be wildcards."""
 
     blank: Number | None
     label: Number
@@ -95,51 +99,68 @@ class Shares(NamedTuple):
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
     lattice = with_a_frame(lattice)
-    front, back, _ = _to_the_middle(lattice, semiring, keep_rows=False)
+    (front, back), _ = _to_the_middle(lattice, semiring, _Keep.NOTHING)
     return _meet(front, back, lattice, semiring)
 
 
-def shares(lattice: Lattice, semiring: Semiring) -> tuple[Number, Shares]:
-    """The total, and what each label and each wildcard has of it in every frame."""
+def shares(
+    lattice: Lattice,
+    semiring: Semiring,
+    fold: Callable[[Float[Array, "F *B N"]], Float[Array, "F *B M"]] | None = None,
+) -> tuple[Number, Shares]:
+    """The total, and what each label and each wildcard has of it in every frame.
+
+    What labels have is passed through `fold`, if any, a block of frames at a time. The rows of
+    the first half are kept if they take no more than `KEPT` bytes; if they take more, only the
+    states in front of each block are, and its rows are computed again.
+    """
     given, lattice = lattice.is_frame.shape[0], with_a_frame(lattice)
-    front, back, rows = _to_the_middle(lattice, semiring, keep_rows=True)
+    blocks, fold = _Blocks.of(lattice), fold or (lambda labels: labels)
+    keep = _Keep.ROWS if _bytes_of_rows(lattice, semiring) <= KEPT else _Keep.STARTS
+    (front, back), stored = _to_the_middle(lattice, semiring, keep)
     whole = _meet(front, back, lattice, semiring)
     wide = jax.tree.map(lambda part: part[..., None], whole)
     forward, backward = passes(lattice)
-    blocks = _Blocks.of(lattice)
 
     def block(carry, stored):
-        front, back, found = carry
-        index, rows = stored
+        sides, found = carry
+        index, kept = stored
         mirror = blocks.number - 1 - index
-        ahead = frames_at(lattice, blocks.frames(mirror), semiring)
-        behind = frames_at(lattice, blocks.frames(index), semiring)
+        early = frames_at(lattice, blocks.frames(index), semiring)
+        later = frames_at(lattice, blocks.frames(mirror), semiring)
+        if keep is _Keep.STARTS:
+            _, kept = _through(kept, early, later, lattice, semiring)
 
         def step(sides, stored):
             front, back = sides
-            place, (front_stored, back_stored) = stored
-            frame = _frame_of(ahead, blocks.size - 1 - place)
+            place, (front_row, back_row) = stored
+            frame = _frame_of(later, blocks.size - 1 - place)
             arrived = arrive(front, forward, semiring)
-            here = _share(_stored(arrived, lattice), back_stored, wide, frame, lattice, semiring)
+            here = _share(_stored(arrived, lattice), back_row, wide, frame, lattice, semiring)
             front = emit(front, arrived, frame, semiring, tidy=False)
-            frame = _frame_of(behind, place)
+            frame = _frame_of(early, place)
             arrived = arrive(back, backward, semiring)
-            there = _share(front_stored, _stored(arrived, lattice), wide, frame, lattice, semiring)
+            there = _share(front_row, _stored(arrived, lattice), wide, frame, lattice, semiring)
             back = emit(back, arrived, frame, semiring, tidy=False)
             return (front, back), (here, there)
 
-        sides, (here, there) = lax.scan(step, (front, back), (blocks.places, rows), reverse=True)
+        # The rows come in the order of their steps; the last step is next to the first one here.
+        sides, (here, there) = lax.scan(step, sides, (blocks.places, kept), reverse=True)
         here = jax.tree.map(lambda part: jnp.flip(part, 0), here)
-        found = blocks.put(blocks.put(found, there, index), here, mirror)
-        return (*_tidy(sides, semiring), found), None
+        for part, place in ((there, index), (here, mirror)):
+            found = blocks.put(found, part._replace(label=fold(part.label)), place)
+        return (_tidy(sides, semiring), found), None
 
-    labels, dtype = lattice.labels.shape[-1], lattice.scales.dtype
-    shape = (blocks.number * blocks.size, *lattice.label_count.shape)
-    empty = Shares(
-        jnp.zeros((*shape, labels), dtype),
-        None if lattice.wildcards is None else jnp.zeros((*shape, labels + 1), dtype),
+    def empty(width: int) -> Array:
+        shape = (blocks.number * blocks.size, *lattice.label_count.shape, width)
+        return jnp.zeros(shape, lattice.scales.dtype)
+
+    labels = lattice.labels.shape[-1]
+    found = Shares(
+        empty(jax.eval_shape(fold, empty(labels)).shape[-1]),
+        None if lattice.wildcards is None else empty(labels + 1),
     )
-    (_, _, found), _ = lax.scan(block, (front, back, empty), (blocks.half, rows), reverse=True)
+    (_, found), _ = lax.scan(block, ((front, back), found), (blocks.half, stored), reverse=True)
     return whole, jax.tree.map(lambda part: part[:given], found)
 
 
@@ -309,39 +330,65 @@ class _Blocks(NamedTuple):
         )
 
 
+class _Keep(enum.Enum):
+    """What the way to the middle leaves behind."""
+
+    NOTHING = enum.auto()
+    STARTS = enum.auto()
+    ROWS = enum.auto()
+
+
 def _to_the_middle(
-    lattice: Lattice, semiring: Semiring, *, keep_rows: bool
-) -> tuple[States, States, tuple[Stored, Stored] | None]:
-    """Both passes up to where they meet, and the rows they leave behind.
+    lattice: Lattice, semiring: Semiring, keep: _Keep
+) -> tuple[tuple[States, States], Any]:
+    """Both passes up to where they meet, and what is kept of each block.
 
     Step i takes block i forward and the block as far from the end backward.
     """
-    forward, backward = passes(lattice)
     blocks = _Blocks.of(lattice)
 
     def block(sides, index):
-        ahead = frames_at(lattice, blocks.frames(index), semiring)
-        behind = frames_at(lattice, blocks.frames(blocks.number - 1 - index), semiring)
+        early = frames_at(lattice, blocks.frames(index), semiring)
+        later = frames_at(lattice, blocks.frames(blocks.number - 1 - index), semiring)
+        after, rows = _through(sides, early, later, lattice, semiring)
+        kept = {_Keep.NOTHING: None, _Keep.STARTS: sides, _Keep.ROWS: rows}[keep]
+        return _tidy(after, semiring), kept
 
-        def step(sides, place):
-            front, back = sides
-            arrived = arrive(front, forward, semiring)
-            front = emit(front, arrived, _frame_of(ahead, place), semiring, tidy=False)
-            arrived, frame = arrive(back, backward, semiring), blocks.size - 1 - place
-            back = emit(back, arrived, _frame_of(behind, frame), semiring, tidy=False)
-            rows = (_stored(front, lattice), _stored(back, lattice)) if keep_rows else None
-            return (front, back), rows
+    return lax.scan(block, _first_states(lattice, semiring), blocks.half)
 
-        sides, rows = lax.scan(step, sides, blocks.places)
-        return _tidy(sides, semiring), rows
 
+def _bytes_of_rows(lattice: Lattice, semiring: Semiring) -> int:
+    front, _ = jax.eval_shape(lambda: _first_states(lattice, semiring))
+    row = jax.tree.leaves(_stored(front, lattice))
+    return lattice.is_frame.shape[0] * sum(part.size * part.dtype.itemsize for part in row)
+
+
+def _first_states(lattice: Lattice, semiring: Semiring) -> tuple[States, States]:
     first = jnp.zeros_like(lattice.label_count)
-    ends = (
+    return (
         virtual_row(first, lattice, semiring),
         virtual_row(lattice.label_count, lattice, semiring),
     )
-    (front, back), rows = lax.scan(block, ends, blocks.half)
-    return front, back, rows
+
+
+def _through(
+    sides: tuple[States, States], early: Frame, later: Frame, lattice: Lattice, semiring: Semiring
+) -> tuple[tuple[States, States], tuple[Stored, Stored]]:
+    """One block forward, one backward; the rows of both, in the order of the steps."""
+    forward, backward = passes(lattice)
+    blocks = _Blocks.of(lattice)
+
+    def step(sides, place):
+        front, back = sides
+        front = _advance(front, forward, _frame_of(early, place), semiring)
+        back = _advance(back, backward, _frame_of(later, blocks.size - 1 - place), semiring)
+        return (front, back), (_stored(front, lattice), _stored(back, lattice))
+
+    return lax.scan(step, sides, blocks.places)
+
+
+def _advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -> States:
+    return emit(states, arrive(states, direction, semiring), frame, semiring, tidy=False)
 
 
 def _tidy(sides: tuple[States, States], semiring: Semiring) -> tuple[States, States]:
