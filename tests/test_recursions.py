@@ -12,27 +12,42 @@ from hypothesis import strategies as st
 from jaxprs import scans
 from oracles import assert_close
 
-from jaxctc import _checks, ctc_loss, ctc_loss_with_forward_probs
-from jaxctc.lattice import build_lattice
+from jaxctc import _checks, ctc_loss, ctc_loss_with_forward_probs, recursions
+from jaxctc.lattice import build_lattice, sum_by_class
 from jaxctc.recursions import rows, shares, total
 from jaxctc.scores import Reading
 from jaxctc.semirings import LOG, MAX, WIDE
 
-ARGUMENTS = (jnp.zeros((2, 9, 4)), None, jnp.ones((2, 3), jnp.int32), None)
+ARGUMENTS = (jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None)
+BLOCKS, FRAMES = (
+    3,
+    12,
+)  # of half the input: 70 frames are six blocks of 12, of which two are padding
 
 
-def test_loss_alone_is_one_scan_of_half_the_frames_without_stored_rows():
-    (scan,) = scans(jax.make_jaxpr(ctc_loss)(*ARGUMENTS).jaxpr)
-    assert scan.params["length"] == 5
-    assert len(scan.outvars) == scan.params["num_carry"]
+def lengths(scans):
+    return [scan.params["length"] for scan in scans]
 
 
-def test_loss_and_gradient_are_two_scans_of_half_the_frames():
+def test_loss_alone_is_one_pass_over_half_the_frames_without_stored_rows():
+    found = scans(jax.make_jaxpr(ctc_loss)(*ARGUMENTS).jaxpr)
+    assert lengths(found) == [BLOCKS, FRAMES]
+    assert len(found[0].outvars) == found[0].params["num_carry"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "second"), [(recursions.KEPT, [FRAMES]), (0, [FRAMES, FRAMES])], ids=["rows", "starts"]
+)
+def test_loss_and_gradient_are_two_passes_over_half_the_frames(kept, second, monkeypatch):
+    monkeypatch.setattr(recursions, "KEPT", kept)
+
     def loss(logits):
         return ctc_loss(logits, *ARGUMENTS[1:]).sum()
 
-    both = scans(jax.make_jaxpr(jax.value_and_grad(loss))(ARGUMENTS[0]).jaxpr)
-    assert [scan.params["length"] for scan in both] == [5, 5]
+    jax.clear_caches()
+    found = scans(jax.make_jaxpr(jax.value_and_grad(loss))(ARGUMENTS[0]).jaxpr)
+    assert lengths(found) == [BLOCKS, FRAMES, BLOCKS, *second]
+    jax.clear_caches()
 
 
 def lattice_of(logits, no_frame, labels, no_label):
@@ -63,12 +78,12 @@ def forward_middle_backward(logits, no_frame, labels, no_label):
     )
 
 
-def random_batch(seed, scale):
+def random_batch(seed, scale, frames=25):
     """Frames and labels of different numbers, padded anywhere."""
     rng = np.random.default_rng(seed)
-    logits = (rng.normal(size=(2, 25, 5)) * scale).astype(np.float32)
+    logits = (rng.normal(size=(2, frames, 5)) * scale).astype(np.float32)
     labels = rng.integers(1, 5, (2, 6))
-    return logits, rng.random((2, 25)) < 0.3, labels, rng.random((2, 6)) < 0.3
+    return logits, rng.random((2, frames)) < 0.3, labels, rng.random((2, 6)) < 0.3
 
 
 cases = {"seed": st.integers(0, 2**32 - 1), "scale": st.sampled_from([0.1, 1, 10, 100])}
@@ -83,8 +98,14 @@ def test_both_passes_and_the_middle_agree(seed, scale):
     np.testing.assert_allclose(backward, middle, rtol=1e-6, atol=1e-6)
 
 
-@functools.partial(jax.jit, static_argnames="semiring")
-def totals_and_shares(arguments, semiring):
+@functools.partial(jax.jit, static_argnames=("semiring", "kept"))
+def totals_and_shares(arguments, semiring, kept=recursions.KEPT):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recursions, "KEPT", kept)
+        return _totals_and_shares(arguments, semiring)
+
+
+def _totals_and_shares(arguments, semiring):
     lattice = lattice_of(*arguments)
     whole, parts = shares(lattice, semiring)
     counts = lattice.is_frame & (semiring.decode(whole) > -jnp.inf)[None]
@@ -93,14 +114,47 @@ def totals_and_shares(arguments, semiring):
     )
 
 
-@given(**cases)
-def test_wide_agrees_with_log_in_float64(seed, scale):
-    ours = totals_and_shares(random_batch(seed, scale), WIDE)
+def assert_wide_agrees_with_log_in_float64(batch):
+    ours = totals_and_shares(batch, WIDE)
     with jax.enable_x64(True):
-        logits, *rest = random_batch(seed, scale)
+        logits, *rest = batch
         truth = totals_and_shares((logits.astype(np.float64), *rest), LOG)
     np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
+
+
+@given(**cases)
+def test_wide_agrees_with_log_in_float64(seed, scale):
+    assert_wide_agrees_with_log_in_float64(random_batch(seed, scale))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 31, 32, 33, 34, 64, 65, 100])
+def test_every_frame_is_in_one_block(frames):
+    assert_wide_agrees_with_log_in_float64(random_batch(frames, 1, frames))
+
+
+@pytest.mark.parametrize("semiring", [LOG, WIDE], ids=["LOG", "WIDE"])
+def test_rows_computed_again_are_those_kept(semiring):
+    batch = random_batch(7, 3, 70)
+    kept, again = (totals_and_shares(batch, semiring, kept) for kept in (recursions.KEPT, 0))
+    for one, other in zip(kept, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_labels_are_folded_to_classes_by_the_way():
+    logits, no_frame, labels, no_label = random_batch(5, 1, 40)
+
+    @jax.jit
+    def both(logits):
+        lattice = lattice_of(logits, no_frame, labels, no_label)
+        fold = functools.partial(sum_by_class, labels=lattice.labels, classes=5)
+        return shares(lattice, WIDE)[1].label, shares(lattice, WIDE, fold)[1].label, lattice.labels
+
+    by_label, by_class, packed = both(logits)
+    is_class = np.asarray(packed)[..., None] == np.arange(5)
+    np.testing.assert_allclose(
+        by_class, np.einsum("tbn,bnk->tbk", by_label, is_class), rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("semiring", [LOG, MAX, WIDE], ids=["LOG", "MAX", "WIDE"])
