@@ -43,9 +43,10 @@ def ctc_inputs(
     logit_paddings: ArrayLike | None,
     labels: ArrayLike,
     label_paddings: ArrayLike | None,
+    scores_name: str = "logits",
 ) -> CtcInputs:
     """Checks the four arguments against each other, naming `function` in every message."""
-    scores = class_scores(function, "logits", logits)
+    scores = class_scores(function, scores_name, logits)
     batch, frames = scores.shape[:-2], scores.shape[-2]
     ids = class_ids(function, "labels", labels)
     if ids.shape[:-1] != batch:
@@ -53,8 +54,9 @@ def ctc_inputs(
         if ids.shape == scores.shape or ids.ndim == scores.ndim:
             remedy = "Labels are class ids, not one-hot rows: see jnp.argmax(labels, axis=-1)."
         elif scores.ndim == 3 and ids.shape[0] == scores.shape[1]:
-            remedy = "If logits are time-major [T, B, K], pass jnp.swapaxes(logits, 0, 1)."
-        requirement = f"have shape [*B, N] with *B = {batch}, as in logits {scores.shape}"
+            remedy = "If {0} are time-major [T, B, K], pass jnp.swapaxes({0}, 0, 1)."
+            remedy = remedy.format(scores_name)
+        requirement = f"have shape [*B, N] with *B = {batch}, as in {scores_name} {scores.shape}"
         fail(function, "labels", requirement, ids.shape, remedy)
     return CtcInputs(
         scores,

@@ -205,7 +205,7 @@ def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
 @_loss.defjvp
 def _loss_jvp(reading, primals, tangents):
     (inputs,) = primals
-    loss, gradient = _loss_and_gradient(reading, inputs)
+    loss, gradient = loss_and_gradient(reading, inputs)
     return loss, _along(gradient, tangents[0].logits, inputs.is_frame)
 
 
@@ -217,9 +217,10 @@ def _along(gradient: Array, movement: Array, is_frame: Array) -> Float[Array, "*
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss_and_gradient(
+def loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
+    """Of each example, the gradient of its own loss."""
     semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
     # With few classes, tables of labels would be what takes the most memory.
     classes, labels = inputs.logits.shape[-1], lattice.labels
@@ -230,7 +231,7 @@ def _loss_and_gradient(
     return _nats(log_total, lattice, reading), gradient
 
 
-@_loss_and_gradient.defjvp
+@loss_and_gradient.defjvp
 def _loss_and_gradient_jvp(reading, primals, tangents):
     (inputs,) = primals
 
@@ -241,7 +242,7 @@ def _loss_and_gradient_jvp(reading, primals, tangents):
 
     movement = in_use(tangents[0].logits, inputs.is_frame)
     _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
-    return _loss_and_gradient(reading, inputs), slopes
+    return loss_and_gradient(reading, inputs), slopes
 
 
 def _plain_loss(

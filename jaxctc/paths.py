@@ -17,19 +17,19 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jaxctc.lattice import Lattice, Wildcards
-from jaxctc.recursions import (
+from jaxctc.recursions import sweep
+from jaxctc.scores import Reading
+from jaxctc.semirings import MAX, Number, Semiring
+from jaxctc.steps import (
     States,
     arrive,
     emit,
     frame_at,
     passes,
     predecessors,
-    sweep,
     virtual_row,
     with_a_frame,
 )
-from jaxctc.scores import Reading
-from jaxctc.semirings import MAX, Number, Semiring
 
 KEPT = 1 << 26
 """Bytes up to which what was seen at all frames is kept."""

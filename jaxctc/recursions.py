@@ -1,7 +1,7 @@
-"""The frame step and the scans over it, for any semiring.
+"""The scans over frames, for any semiring.
 
 This is the only place of the library that loops over the frames of a lattice. Two passes move
-through it with the same step, mirrored: forward from the first frame,
+through it with the same step (`jaxctc.steps`), mirrored: forward from the first frame,
 
     alpha_t(s)  the weight of all path beginnings up to frame t that are in state s there,
 
@@ -9,11 +9,7 @@ and backward from the last,
 
     beta_t(s)   the weight of all path endings from frame t on that are in state s there,
 
-both with the emission of frame t (Graves et al. 2006, section 4.1). A virtual row before the first
-frame holds weight one in blank 0, one behind the last in the blank after the last label in use;
-one step from there leads to the states where paths may start or end, so the outermost frames are
-frames like any other and a pair without frames needs no case of its own. A padded frame leaves
-the states as they are.
+both with the emission of frame t (Graves et al. 2006, section 4.1).
 
 The total meets in the middle: both passes advance in one scan of half the length, and
 
@@ -37,48 +33,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from jaxctc.lattice import Lattice, frame_scores
+from jaxctc.lattice import Lattice
 from jaxctc.padding import lengths_to_paddings
 from jaxctc.semirings import LOG, UNTIDY, Number, Semiring
+from jaxctc.steps import (
+    Frame,
+    States,
+    advance,
+    arrive,
+    emit,
+    frame_at,
+    frame_of,
+    frames_at,
+    passes,
+    predecessors,
+    virtual_row,
+    where,
+    with_a_frame,
+)
 
 KEPT = 1 << 26
 """Bytes up to which rows are kept for the way back."""
-
-
-class States(NamedTuple):
-    """One number per state of the lattice."""
-
-    blank: Number
-    """[*B, N+1]"""
-    label: Number
-    """[*B, N]"""
-
-
-class Frame(NamedTuple):
-    """What a frame multiplies the states by."""
-
-    blank: Number
-    """Emission of the blanks, [*B, 1]; [*B, N+1] where some are wildcards' gaps."""
-    label: Number
-    """Emission of each label, [*B, N]."""
-    absorbed: Float[Array, "*B 1"]
-    """Share of a gap's emission that is its wildcard's."""
-    is_frame: Bool[Array, "*B"]
-
-
-class Pass(NamedTuple):
-    """What differs between the two directions."""
-
-    pad: tuple[int, int]
-    """Puts beside each blank the label that a path enters it from."""
-    near: slice
-    """For each label, the blank that a path enters it from."""
-    can_skip: Bool[Array, "*B N"]
-    """Whether the label may be entered from the next one, too."""
-    label_loop: bool
-    """Whether it may be entered from itself."""
 
 
 class Stored(NamedTuple):
@@ -134,11 +111,11 @@ def shares(
         def step(sides, stored):
             front, back = sides
             place, (front_row, back_row) = stored
-            frame = _frame_of(later, blocks.size - 1 - place)
+            frame = frame_of(later, blocks.size - 1 - place)
             arrived = arrive(front, forward, semiring)
             here = _share(_stored(arrived, lattice), back_row, wide, frame, lattice, semiring)
             front = emit(front, arrived, frame, semiring, tidy=False)
-            frame = _frame_of(early, place)
+            frame = frame_of(early, place)
             arrived = arrive(back, backward, semiring)
             there = _share(front_row, _stored(arrived, lattice), wide, frame, lattice, semiring)
             back = emit(back, arrived, frame, semiring, tidy=False)
@@ -380,27 +357,16 @@ def _through(
 
     def step(sides, place):
         front, back = sides
-        front = _advance(front, forward, _frame_of(early, place), semiring)
-        back = _advance(back, backward, _frame_of(later, blocks.size - 1 - place), semiring)
+        front = advance(front, forward, frame_of(early, place), semiring)
+        back = advance(back, backward, frame_of(later, blocks.size - 1 - place), semiring)
         return (front, back), (_stored(front, lattice), _stored(back, lattice))
 
     return lax.scan(step, sides, blocks.places)
 
 
-def _advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -> States:
-    return emit(states, arrive(states, direction, semiring), frame, semiring, tidy=False)
-
-
 def _tidy(sides: tuple[States, States], semiring: Semiring) -> tuple[States, States]:
     front, back = (States(*map(semiring.tidy, states)) for states in sides)
     return lax.optimization_barrier((front, back))
-
-
-def _frame_of(block: Frame, place: Int[Array, ""]) -> Frame:
-    """Indexed here and not by the scan, whose slices would be copies."""
-    return jax.tree.map(
-        lambda part: lax.dynamic_index_in_dim(part, place, 0, keepdims=False), block
-    )
 
 
 def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> Number:
@@ -444,140 +410,3 @@ def _share(
         return Shares(label, None)
     gap = semiring.share(front.blank, back.blank, whole) * frame.absorbed
     return Shares(label, jnp.where(lattice.wildcards.in_gap, gap, jnp.zeros_like(gap)))
-
-
-def with_a_frame(lattice: Lattice) -> Lattice:
-    """Gives an input without frames a padded one: the steps have to index something."""
-    if lattice.is_frame.shape[0] > 0:
-        return lattice
-
-    def row(part: Array) -> Array:
-        return jnp.zeros_like(part, shape=(1, *part.shape[1:]))
-
-    wildcards = lattice.wildcards
-    if wildcards is not None:
-        wildcards = wildcards._replace(scores=row(wildcards.scores))
-    scores = lattice.scores
-    return lattice._replace(
-        scores=jnp.zeros_like(scores, shape=(*scores.shape[:-2], 1, scores.shape[-1])),
-        blank_scores=row(lattice.blank_scores),
-        scales=row(lattice.scales),
-        offsets=row(lattice.offsets),
-        is_frame=row(lattice.is_frame),
-        wildcards=wildcards,
-    )
-
-
-def passes(lattice: Lattice) -> tuple[Pass, Pass]:
-    """Forward and backward."""
-    nothing = jnp.zeros_like(lattice.can_skip[..., :1])
-    after = jnp.concatenate([lattice.can_skip[..., 1:], nothing], axis=-1)
-    after = after[..., : lattice.can_skip.shape[-1]]  # without labels, nothing to skip either
-    return (
-        Pass((1, 0), slice(None, -1), lattice.can_skip, lattice.label_loop),
-        Pass((0, 1), slice(1, None), after, lattice.label_loop),
-    )
-
-
-def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
-    """Weight one in one blank of each example."""
-    labels, dtype = lattice.can_skip.shape[-1], lattice.scales.dtype
-    label = _full(semiring.zero, lattice.can_skip.shape, dtype)
-    blank = _full(semiring.zero, (*place.shape, labels + 1), dtype)
-    here = ~lengths_to_paddings(place + 1, labels + 1) & lengths_to_paddings(place, labels + 1)
-    return States(where(here, semiring.one, blank), label)
-
-
-def frame_at(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Frame:
-    """One frame's emissions; behind the last frame, those of a padded one."""
-    return jax.tree.map(lambda part: part[0], frames_at(lattice, index[None], semiring))
-
-
-def frames_at(lattice: Lattice, index: Int[Array, "F"], semiring: Semiring) -> Frame:
-    """The emissions of some frames, leading; those behind the last frame are padded."""
-    frames = lattice.is_frame.shape[0]
-    within = jnp.minimum(index, jnp.asarray(frames - 1, index.dtype))
-
-    def at(rows: Array) -> Array:
-        return rows.at[within].get(mode="promise_in_bounds")
-
-    scale = at(lattice.scales)[..., None]
-    blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
-    label = semiring.encode(frame_scores(lattice, within), scale)
-    absorbed, wildcards = jnp.zeros_like(scale), lattice.wildcards
-    if wildcards is not None:
-        wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
-        either = semiring.plus(blank, wildcard)
-        one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
-        absorbed = semiring.share(wildcard, one, either)
-        blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
-    is_there = jnp.expand_dims(index < frames, range(1, lattice.is_frame.ndim))
-    return lax.optimization_barrier(Frame(blank, label, absorbed, at(lattice.is_frame) & is_there))
-
-
-def predecessors(
-    states: States, direction: Pass, semiring: Semiring
-) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
-    """Where a path into each blank and into each label can come from, the state itself first.
-
-    In the order blank 0, label 0, blank 1, … that is no step back, one, and for labels two.
-    """
-    # Read at two places below: XLA:CPU would decide at each entry which side of the seam it is on.
-    beside = lax.optimization_barrier(_pad(states.label, direction.pad, semiring))
-    near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
-    skipped = where(~direction.can_skip, semiring.zero, near[1])
-    itself = states.label
-    if not direction.label_loop:
-        itself = jax.tree.map(jnp.full_like, itself, semiring.zero)
-    return (states.blank, beside), (itself, near[0], skipped)
-
-
-def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
-    """The states one step further, before the emission of the frame."""
-    blank, label = predecessors(states, direction, semiring)
-    return States(semiring.plus(*blank), semiring.plus(*label))
-
-
-def emit(
-    states: States, arrived: States, frame: Frame, semiring: Semiring, *, tidy: bool = True
-) -> States:
-    """The states of a frame; a padded one keeps those before it.
-
-    XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
-    of. The barrier has the result computed once, for the next step and for the stored row.
-    """
-    emitted = States(
-        semiring.times(arrived.blank, frame.blank), semiring.times(arrived.label, frame.label)
-    )
-    if tidy:
-        emitted = States(*map(semiring.tidy, lax.optimization_barrier(emitted)))
-    is_frame = frame.is_frame[..., None]
-    kept = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
-    return lax.optimization_barrier(kept)
-
-
-def _pad(number: Number, pad: tuple[int, int], semiring: Semiring) -> Number:
-    """Not by `.at[].set`, which XLA:CPU can miscompile (openxla/xla#49176)."""
-
-    def one(part: Array, zero: float | int) -> Array:
-        edges = [jnp.full((*part.shape[:-1], width), zero, part.dtype) for width in pad]
-        return jnp.concatenate([edges[0], part, edges[1]], axis=-1)
-
-    return jax.tree.map(one, number, semiring.zero)
-
-
-def where(condition: Array, constant: Number, number: Number) -> Number:
-    """A constant of the semiring where the condition holds."""
-    return jax.tree.map(
-        lambda part, value: jnp.where(condition, jnp.asarray(value, part.dtype), part),
-        number,
-        constant,
-    )
-
-
-def _full(constant: Number, shape: tuple[int, ...], dtype: jnp.dtype) -> Number:
-    """A constant of the semiring as an array: integers are exponents, the rest is `dtype`."""
-    return jax.tree.map(
-        lambda value: jnp.full(shape, value, jnp.int32 if isinstance(value, int) else dtype),
-        constant,
-    )

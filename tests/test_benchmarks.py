@@ -113,3 +113,13 @@ def test_a_bad_value_is_named(benchmark, capsys, module, command, line):
     with pytest.raises(SystemExit):
         benchmark(module).main(command.split())
     assert line in capsys.readouterr().err
+
+
+def test_from_hidden(benchmark, capsys):
+    benchmark("from_hidden").main(["--sizes", "2,16,2,40,6", "--repeats", "1"])
+    printed = capsys.readouterr().out
+    (ours, _, one, _), (theirs, _, other, _) = rows(printed, "loss + gradient")
+    assert (ours, theirs) == ("ctc_loss_from_hidden", "ctc_loss of the logits")
+    assert float(one) > 0
+    assert float(other) == 1
+    assert float(printed.split()[-1]) < 1e-5

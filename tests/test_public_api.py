@@ -37,6 +37,7 @@ def _arrays():
 
 LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS = _arrays()
 CTC = (LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
+KERNEL, BIAS = LOGITS[0].T[:, :4] + 0.5, LOGITS[1, 0]  # [4, 4] and [4], shared by the batch
 TOKENS = (LABELS, LABEL_PADDINGS, LABELS[::-1].copy(), LABEL_PADDINGS[::-1].copy())
 KEY = jnp.array([0, 7], jnp.uint32)
 STATE = jaxctc.beam_step(jaxctc.beam_init(4, batch=(2,), beam_width=3), LOGITS, LOGIT_PADDINGS)
@@ -66,6 +67,7 @@ CALLS = {
     "squared_error": ANSWERS,
     "collapse": (LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
     "ctc_loss": CTC,
+    "ctc_loss_from_hidden": (LOGITS, KERNEL, BIAS, *CTC[1:]),
     "ctc_loss_with_forward_probs": CTC,
     "edit_distance": TOKENS,
     "error_counts": TOKENS,
@@ -88,6 +90,7 @@ CALLS = {
     "wer": TOKENS,
 }
 STATIC = {"beam_init": (0,), "lengths_to_paddings": (1,)}
+SHARED = {"sample_alignments": (0,), "ctc_loss_from_hidden": (1, 2)}  # by all examples
 REQUIRED = {"sample_alignments": {"num_samples": 2}, "wer": {"separator": 3}}
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
 MIXES_THE_BATCH = {"cer", "reduce_loss", "sample_alignments", "wer"}
@@ -225,8 +228,7 @@ def test_eager_is_jit(name, compilations):
 
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ON_THE_HOST - WITHOUT_A_BATCH))
 def test_batched_is_vmap_is_a_loop(name):
-    static = STATIC.get(name, ())
-    static += (0,) * (name == "sample_alignments")  # one key for all
+    static = STATIC.get(name, ()) + SHARED.get(name, ())
     axes = tuple(None if i in static else 0 for i in range(len(CALLS[name])))
     out_axes = 1 if name in TIME_LEADS else 0
 
@@ -251,11 +253,10 @@ def test_batched_is_vmap_is_a_loop(name):
 @every_traced_function
 def test_a_second_call_does_not_trace_again(name):
     result_of(name)
-    traces, static = TRACES[name], STATIC.get(name, ())
+    traces, static = TRACES[name], STATIC.get(name, ()) + SHARED.get(name, ())
     assert traces > 0
     others = [
-        a if i in static or a is KEY else example(a, slice(None, None, -1))
-        for i, a in enumerate(CALLS[name])
+        a if i in static else example(a, slice(None, None, -1)) for i, a in enumerate(CALLS[name])
     ]
     jitted(name)(*others)
     assert TRACES[name] == traces
