@@ -215,7 +215,7 @@ def spread_over_classes(
     Those without a label find a column of zeros; it comes out of the product because XLA:CPU
     vectorises nothing that it computes along with a concatenation.
     """
-    none = jnp.full_like(labels[..., None, :1], -1)
+    none = jnp.full_like(labels, -1, shape=(*labels.shape[:-1], 1, 1))
     columns = jnp.concatenate([labels[..., None, :], none], axis=-1)
     is_same = (labels[..., None] == columns) & (labels[..., None] >= 0)
     return _look_up(_product(values, is_same), labels, classes)

@@ -1,6 +1,11 @@
 """Strictness for the whole suite: no silent promotion of dtypes or ranks, repeatable examples."""
 
 import gc
+import os
+
+# Most of the time of the suite goes into compiling. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` has
+# XLA optimise all the same, as .ci/run does for the smoke tests.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np

@@ -108,7 +108,7 @@ def small_models():
         os.close(read_end)
     start = jnp.zeros(3, jnp.float32)
     models["custom"] = as_language_model(
-        (start, lambda state, token: (-state[0], state + 0.5 * (token > 1).astype(state.dtype)))
+        (start, lambda state, token: (-state[0], state + 0.5 * jnp.asarray(token > 1, state.dtype)))
     )
     return models
 
