@@ -116,7 +116,8 @@ def test_float64_against_differences(rng):
 
     @jax.jit
     def total(layer):
-        return jnp.sum(ctc_loss_from_hidden(*layer, *rest, block_size=3))
+        hidden, kernel, bias = layer
+        return jnp.sum(ctc_loss_from_hidden(hidden, kernel, bias, *rest, block_size=3))
 
     point = hidden, kernel, bias
     gradients = jax.jit(jax.grad(total))(point)
