@@ -4,7 +4,7 @@ Of the logits the loss needs the logarithm of the sum of their exponentials, and
 and of the labels; its gradient is `softmax - occupancy`, of which the second part is zero in nearly
 all classes. So the scores of N + 1 classes are computed, and everything else a block of classes at
 a time: once on the way to the loss, and again on the way back (Wijmans et al. 2024, "Cut your
-losses in large-vocabulary language models", sections 4.1 and 4.3, for cross-entropy).
+losses in large-vocabulary language models", section 4, for cross-entropy).
 """
 
 import functools
@@ -162,12 +162,8 @@ def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
         )
         to_hidden += product("...tk,dk->...td", gradient, widen(columns))
         here = product("...td,...tk->dk", widen(layer.hidden), gradient)
-        to_kernel = lax.dynamic_update_slice_in_dim(
-            to_kernel, here.astype(to_kernel.dtype), start, 1
-        )
         there = jnp.sum(gradient, axis=range(gradient.ndim - 1))
-        to_bias = lax.dynamic_update_slice_in_dim(to_bias, there.astype(to_bias.dtype), start, 0)
-        return to_hidden, to_kernel, to_bias
+        return to_hidden, _put(to_kernel, here, start, 1), _put(to_bias, there, start, 0)
 
     nothing = (
         jnp.zeros(layer.hidden.shape, few.dtype),
@@ -226,7 +222,7 @@ def _normaliser(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[A
     dtype = jax.eval_shape(lambda: _logits(how, layer, 0, 1)).dtype
     nothing = jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
     largest, total = _over_blocks(how, one, nothing, layer.bias.shape[0])
-    return largest, jnp.log(total)
+    return finite_scale(largest), jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
 
 
 def _less(logits: Float[Array, "*B T M"], normaliser: tuple[Array, Array]) -> Array:

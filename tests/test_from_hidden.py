@@ -97,6 +97,20 @@ def test_every_awkward_case(dtype):
         assert ours[0][number] >= 0 or np.isnan(ours[0][number]), name
 
 
+def test_masked_classes(rng):
+    """By a bias of -inf, a whole block of them, the first; and then all of them."""
+    hidden, kernel, bias = layer(rng, (), 4, 3, 8)
+    rest = None, np.array([6, 7]), None
+    for masked in (slice(0, 4), slice(None)):
+        bias[masked] = -np.inf
+        options = (("blank_id", 5), ("block_size", 4))
+        ours = loss_and_gradients(ctc_loss_from_hidden, (hidden, kernel, bias), rest, 1.0, options)
+        theirs = loss_and_gradients(from_logits, (hidden, kernel, bias), rest, 1.0, options)
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert ours[0] == np.inf
+
+
 def test_infeasible_pairs_cost_what_they_are_said_to():
     arguments = jnp.zeros((2, 3)), jnp.eye(3), None, None, jnp.array([1, 1]), None
     assert ctc_loss_from_hidden(*arguments) == np.inf
