@@ -24,7 +24,7 @@ WITHOUT, WITH = "ctc_loss_from_hidden", "ctc_loss of the logits"
 
 def of_the_logits(hidden: Any, kernel: Any, bias: Any, *rest: Any) -> jax.Array:
     """What `ctc_loss_from_hidden` computes, the usual way."""
-    return jaxctc.ctc_loss(hidden @ kernel + bias, *rest)
+    return jaxctc.ctc_loss(hidden @ kernel + bias[None, None], *rest)
 
 
 def make_inputs(sizes: Sequence[int]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
