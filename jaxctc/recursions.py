@@ -286,7 +286,7 @@ class _Blocks(NamedTuple):
         return cls(number, -(-frames // number))
 
     @property
-    def half(self) -> Int[Array, "number/2"]:
+    def half(self) -> Int[Array, "half"]:
         """Indices of the blocks of the first half."""
         return jnp.arange(self.number // 2, dtype=jnp.int32)
 

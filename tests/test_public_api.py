@@ -217,6 +217,15 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@every_function
+def test_annotations_hold(name):
+    """They are checked only where jaxtyping and beartype are asked to, as .ci/run does."""
+    if name in ON_THE_HOST:
+        call_of(name)(*CALLS[name])
+    else:
+        jaxpr_of(name)
+
+
 @every_traced_function
 def test_eager_is_jit(name, compilations):
     assert_same(call_of(name)(*CALLS[name]), result_of(name))

@@ -128,7 +128,7 @@ def test_wide_agrees_with_log_in_float64(seed, scale):
     assert_wide_agrees_with_log_in_float64(random_batch(seed, scale))
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 31, 32, 33, 34, 64, 65, 100])
+@pytest.mark.parametrize("frames", [1, 32, 33, 70])
 def test_every_frame_is_in_one_block(frames):
     assert_wide_agrees_with_log_in_float64(random_batch(frames, 1, frames))
 
