@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.loss import loss_and_gradient
+from jaxctc.loss import loss_and_gradient, without_infinity
 from jaxctc.scores import Reading, finite_scale, in_use, widen
 
 
@@ -115,8 +115,7 @@ def ctc_loss_from_hidden(
     )
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
     loss = _compiled_loss(how, _Layer(inputs.logits, matrix, offset), targets)
-    infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
-    return jnp.where(loss == jnp.inf, infinite, loss)
+    return without_infinity(loss, log_epsilon, zero_infinity)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

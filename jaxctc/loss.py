@@ -122,9 +122,7 @@ def ctc_loss(
         wildcard_penalty,
     )
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
-    loss = _compiled_loss(reading, max_approx, inputs)
-    infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
-    return jnp.where(loss == jnp.inf, infinite, loss)
+    return without_infinity(_compiled_loss(reading, max_approx, inputs), log_epsilon, zero_infinity)
 
 
 def ctc_loss_with_forward_probs(
@@ -178,6 +176,14 @@ def ctc_loss_with_forward_probs(
     epsilon = jnp.asarray(log_epsilon, loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
+
+
+def without_infinity(
+    loss: Float[Array, "*B"], log_epsilon: Float[ArrayLike, ""], zero_infinity: bool
+) -> Float[Array, "*B"]:
+    """What an infeasible pair costs instead, if the options say so."""
+    infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
+    return jnp.where(loss == jnp.inf, infinite, loss)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
