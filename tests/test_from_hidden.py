@@ -97,6 +97,16 @@ def test_every_awkward_case(dtype):
         assert ours[0][number] >= 0 or np.isnan(ours[0][number]), name
 
 
+@pytest.mark.parametrize(("frames", "places"), [(0, 2), (0, 0), (3, 0)])
+def test_nothing_to_say_or_to_say_it_in(frames, places, rng):
+    arguments = layer(rng, (2,), frames, 3, 5)
+    rest = None, np.ones((2, places), np.int32), None
+    ours = loss_and_gradients(ctc_loss_from_hidden, arguments, rest, jnp.ones(2), ())
+    theirs = loss_and_gradients(from_logits, arguments, rest, jnp.ones(2), ())
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_masked_classes(rng):
     """By a bias of -inf, a whole block of them, the first; and then all of them."""
     hidden, kernel, bias = layer(rng, (), 4, 3, 8)
