@@ -97,7 +97,6 @@ def shares(
     (front, back), stored = _to_the_middle(lattice, semiring, keep)
     whole = _meet(front, back, lattice, semiring)
     wide = jax.tree.map(lambda part: part[..., None], whole)
-    forward, backward = passes(lattice)
 
     def block(carry, stored):
         sides, found = carry
@@ -107,23 +106,7 @@ def shares(
         later = frames_at(lattice, blocks.frames(mirror), semiring)
         if keep is _Keep.STARTS:
             _, kept = _through(kept, early, later, lattice, semiring)
-
-        def step(sides, stored):
-            front, back = sides
-            place, (front_row, back_row) = stored
-            frame = frame_of(later, blocks.size - 1 - place)
-            arrived = arrive(front, forward, semiring)
-            here = _share(_stored(arrived, lattice), back_row, wide, frame, lattice, semiring)
-            front = emit(front, arrived, frame, semiring, tidy=False)
-            frame = frame_of(early, place)
-            arrived = arrive(back, backward, semiring)
-            there = _share(front_row, _stored(arrived, lattice), wide, frame, lattice, semiring)
-            back = emit(back, arrived, frame, semiring, tidy=False)
-            return (front, back), (here, there)
-
-        # The rows come in the order of their steps; the last step is next to the first one here.
-        sides, (here, there) = lax.scan(step, sides, (blocks.places, kept), reverse=True)
-        here = jax.tree.map(lambda part: jnp.flip(part, 0), here)
+        sides, there, here = _shares_of_blocks(sides, kept, early, later, wide, lattice, semiring)
         for part, place in ((there, index), (here, mirror)):
             found = blocks.put(found, part._replace(label=fold(part.label)), place)
         return (_tidy(sides, semiring), found), None
@@ -362,6 +345,37 @@ def _through(
         return (front, back), (_stored(front, lattice), _stored(back, lattice))
 
     return lax.scan(step, sides, blocks.places)
+
+
+def _shares_of_blocks(
+    sides: tuple[States, States],
+    kept: tuple[Stored, Stored],
+    early: Frame,
+    later: Frame,
+    whole: Number,
+    lattice: Lattice,
+    semiring: Semiring,
+) -> tuple[tuple[States, States], Shares, Shares]:
+    """The later block forward, the early one backward, and what the paths of each have there."""
+    forward, backward = passes(lattice)
+    blocks = _Blocks.of(lattice)
+
+    def step(sides, stored):
+        front, back = sides
+        place, (front_row, back_row) = stored
+        frame = frame_of(later, blocks.size - 1 - place)
+        arrived = arrive(front, forward, semiring)
+        here = _share(_stored(arrived, lattice), back_row, whole, frame, lattice, semiring)
+        front = emit(front, arrived, frame, semiring, tidy=False)
+        frame = frame_of(early, place)
+        arrived = arrive(back, backward, semiring)
+        there = _share(front_row, _stored(arrived, lattice), whole, frame, lattice, semiring)
+        back = emit(back, arrived, frame, semiring, tidy=False)
+        return (front, back), (here, there)
+
+    # The rows come in the order of their steps; the last step is next to the first one here.
+    sides, (here, there) = lax.scan(step, sides, (blocks.places, kept), reverse=True)
+    return sides, there, jax.tree.map(lambda part: jnp.flip(part, 0), here)
 
 
 def _tidy(sides: tuple[States, States], semiring: Semiring) -> tuple[States, States]:
