@@ -122,19 +122,26 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     )
 
 
-def frame_scores(lattice: Lattice, frames: Int[Array, "F"]) -> Float[Array, "F *B N"]:
-    """The scores of the labels in some frames, -inf for what is no label."""
-    last_class = jnp.asarray(lattice.scores.shape[-1] - 1, jnp.int32)
+def frame_scores(lattice: Lattice, frames: Int[Array, "F *D"]) -> Float[Array, "F ... N"]:
+    """The scores of the labels in some frames, -inf for what is no label.
 
-    @functools.partial(jnp.vectorize, signature="(t,k),(n)->(f,n)")
+    Where a lattice and its mirror image lie side by side (`jaxctc.steps`), each has its own frames.
+    """
+    last_class = jnp.asarray(lattice.scores.shape[-1] - 1, jnp.int32)
+    columns = jnp.clip(lattice.labels, jnp.zeros_like(last_class), last_class)
+    single = frames.ndim == 1
+    if single:
+        frames, columns = frames[:, None], columns[None]
+
+    @functools.partial(jnp.vectorize, signature="(t,k),(d,n)->(d,f,n)")
     def one(scores, labels):
         # Written for one example, the gather keeps a sharded batch where it is.
-        return scores.at[frames[:, None], labels[None, :]].get(mode="promise_in_bounds")
+        places = frames.T[..., None], labels[:, None, :]
+        return scores.at[places].get(mode="promise_in_bounds")
 
-    columns = jnp.clip(lattice.labels, jnp.zeros_like(last_class), last_class)
-    scores = jnp.moveaxis(one(lattice.scores, columns), -2, 0)
+    scores = jnp.moveaxis(one(lattice.scores, jnp.moveaxis(columns, 0, -2)), (-2, -3), (0, 1))
     # XLA:CPU would not vectorise what it computes along with a gather.
-    scores = widen(lax.optimization_barrier(scores))
+    scores = widen(lax.optimization_barrier(scores[:, 0] if single else scores))
     return jnp.where(lattice.is_label, scores, jnp.full_like(scores, -jnp.inf))
 
 
@@ -198,12 +205,11 @@ def _places(is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]) -> In
 
 
 def sum_by_class(
-    values: Float[Array, "F *B N"], labels: Int[Array, "*B N"], classes: int
-) -> Float[Array, "F *B K"]:
+    values: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
+) -> Float[Array, "*B T K"]:
     """Adds up what belongs to labels of the same class. For no more classes than labels."""
     columns = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(labels.ndim))
-    by_class = _product(jnp.moveaxis(values, 0, -2), labels[..., None] == columns)
-    return jnp.moveaxis(by_class, -2, 0)
+    return _product(values, labels[..., None] == columns)
 
 
 def spread_over_classes(

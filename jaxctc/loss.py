@@ -294,6 +294,9 @@ def _gradient(
     gradient = -by_class
     if not reading.logits_normalized:
         scale, offset = (jnp.moveaxis(part, 0, -1) for part in (lattice.scales, lattice.offsets))
+        # The normaliser takes the same differences; without the barrier XLA would share them, as
+        # an array the size of the logits.
+        scale = lax.optimization_barrier(scale)
         gradient += jnp.exp((widen(inputs.logits) - scale[..., None]) + offset[..., None])
     broken = nan_where(lattice.is_broken, gradient)[..., None, None]
     counts = inputs.is_frame & (feasible | lattice.is_broken)[..., None]

@@ -422,7 +422,6 @@ def occupancies(
     counts = (jnp.moveaxis(lattice.is_frame, 0, -1) & feasible[..., None])[..., None]
 
     def masked(share: Array) -> Array:
-        share = jnp.moveaxis(share, 0, -2)
         return jnp.where(counts, share, jnp.zeros_like(share))
 
     label = masked(shares.label)

@@ -15,9 +15,11 @@ The total meets in the middle: both passes advance in one scan of half the lengt
 
     total = Σ_s arrived(s) · beta_t(s)
 
-where `arrived` is alpha one step further, before the emission of frame t. Going on in the same
-way, each pass through the half that the other has stored, gives the share of every label in every
-frame, arrived(s) · beta_t(s) / total, in twice as many steps, with half of what two whole passes
+where `arrived` is alpha one step further, before the emission of frame t. Backward is forward for
+the mirror image of the lattice, so the two are one pass over a lattice beside its image
+(`jaxctc.steps.with_mirror_image`). In the middle they exchange their states and go back, each
+through the half whose rows the other has stored: that gives the share of every label in every
+frame, arrived(s) · row_t(s) / total, in twice as many steps, with half of what two whole passes
 would store, and without dividing by an emission that may be zero.
 
 What follows one path at a time (`jaxctc.paths`) needs no table over frames and labels: there the
@@ -35,7 +37,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxctc.lattice import Lattice
+from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
 from jaxctc.semirings import LOG, UNTIDY, Number, Semiring
 from jaxctc.steps import (
@@ -52,6 +54,8 @@ from jaxctc.steps import (
     virtual_row,
     where,
     with_a_frame,
+    with_mirror_image,
+    within_frames,
 )
 
 KEPT = 1 << 26
@@ -68,60 +72,62 @@ class Stored(NamedTuple):
 class Shares(NamedTuple):
     """Parts of the total, per frame; anything in padded frames and where the total is zero."""
 
-    label: Float[Array, "T *B N"]
-    gap: Float[Array, "T *B N+1"] | None
+    label: Float[Array, "*B T N"]
+    gap: Float[Array, "*B T N+1"] | None
     """Of the wildcards; None without them."""
 
 
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
-    lattice = with_a_frame(lattice)
-    (front, back), _ = _to_the_middle(lattice, semiring, _Keep.NOTHING)
-    return _meet(front, back, lattice, semiring)
+    pair = with_mirror_image(with_a_frame(lattice))
+    (states, _), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, None)
+    return _meet(states, pair, semiring)
 
 
 def shares(
     lattice: Lattice,
     semiring: Semiring,
-    fold: Callable[[Float[Array, "F *B N"]], Float[Array, "F *B M"]] | None = None,
+    fold: Callable[[Float[Array, "*B F N"]], Float[Array, "*B F M"]] | None = None,
 ) -> tuple[Number, Shares]:
     """The total, and what each label and each wildcard has of it in every frame.
 
-    What labels have is passed through `fold`, if any, a block of frames at a time. The rows of
-    the first half are kept if they take no more than `KEPT` bytes; if they take more, only the
-    states in front of each block are, and its rows are computed again.
+    What labels have is passed through `fold`, if any, a block of frames at a time. Without it, the
+    labels' scores are read once only: they wait where their shares are going to be. The rows of the
+    first way are kept if they take no more than `KEPT` bytes; if they take more, only the states in
+    front of each block are, and its rows are computed again.
     """
-    given, lattice = lattice.is_frame.shape[0], with_a_frame(lattice)
-    blocks, fold = _Blocks.of(lattice), fold or (lambda labels: labels)
-    keep = _Keep.ROWS if _bytes_of_rows(lattice, semiring) <= KEPT else _Keep.STARTS
-    (front, back), stored = _to_the_middle(lattice, semiring, keep)
-    whole = _meet(front, back, lattice, semiring)
-    wide = jax.tree.map(lambda part: part[..., None], whole)
-
-    def block(carry, stored):
-        sides, found = carry
-        index, kept = stored
-        mirror = blocks.number - 1 - index
-        early = frames_at(lattice, blocks.frames(index), semiring)
-        later = frames_at(lattice, blocks.frames(mirror), semiring)
-        if keep is _Keep.STARTS:
-            _, kept = _through(kept, early, later, lattice, semiring)
-        sides, there, here = _shares_of_blocks(sides, kept, early, later, wide, lattice, semiring)
-        for part, place in ((there, index), (here, mirror)):
-            found = blocks.put(found, part._replace(label=fold(part.label)), place)
-        return (_tidy(sides, semiring), found), None
+    given, pair = lattice.is_frame.shape[0], with_mirror_image(with_a_frame(lattice))
+    blocks, labels = _Blocks.of(pair), lattice.labels.shape[-1]
+    keep = _Keep.ROWS if _bytes_of_rows(pair, semiring) <= KEPT else _Keep.STARTS
 
     def empty(width: int) -> Array:
-        shape = (blocks.number * blocks.size, *lattice.label_count.shape, width)
+        shape = (*lattice.label_count.shape, 2 * blocks.half, width)
         return jnp.zeros(shape, lattice.scales.dtype)
 
-    labels = lattice.labels.shape[-1]
+    scores = empty(labels) if fold is None else None
+    (states, scores), stored = _to_the_middle(pair, semiring, keep, scores)
+    whole = _meet(states, pair, semiring)
+    wide = jax.tree.map(lambda part: part[None, ..., None], whole)
+
+    def block(carry, stored):
+        states, found = carry
+        index, kept = stored
+        scores = blocks.get(found.label, index) if fold is None else None
+        frames = frames_at(pair, blocks.frames(index), semiring, scores)
+        if keep is _Keep.STARTS:
+            _, kept = _through(kept, frames, pair, semiring)
+        states, parts = _back_through(states, kept, frames, wide, pair, semiring)
+        label = blocks.put(found.label, parts.label, index, fold)
+        gap = None if found.gap is None else blocks.put(found.gap, parts.gap, index)
+        return (_tidy(states, semiring), Shares(label, gap)), None
+
     found = Shares(
-        empty(jax.eval_shape(fold, empty(labels)).shape[-1]),
+        scores if fold is None else empty(jax.eval_shape(fold, empty(labels)).shape[-1]),
         None if lattice.wildcards is None else empty(labels + 1),
     )
-    (_, found), _ = lax.scan(block, ((front, back), found), (blocks.half, stored), reverse=True)
-    return whole, jax.tree.map(lambda part: part[:given], found)
+    start = _exchange(states), found
+    (_, found), _ = lax.scan(block, start, (blocks.indices, stored), reverse=True)
+    return whole, jax.tree.map(lambda part: part[..., :given, :], found)
 
 
 def rows(lattice: Lattice, semiring: Semiring, *, backward: bool) -> States:
@@ -252,7 +258,7 @@ def sweep(
 
 
 class _Blocks(NamedTuple):
-    """Frames in an even number of blocks of one size, the last of them padded.
+    """Frames of either half in blocks of one size; behind the last frame, padded ones.
 
     Emissions are computed a block at a time, which keeps them in the cache and several cores
     busy, as one frame would not. It takes a block for a number to need tidying.
@@ -264,30 +270,57 @@ class _Blocks(NamedTuple):
     @classmethod
     def of(cls, lattice: Lattice) -> "_Blocks":
         """Of no more than `UNTIDY` frames."""
-        frames = lattice.is_frame.shape[0]
-        number = 2 * -(-frames // (2 * UNTIDY))
-        return cls(number, -(-frames // number))
+        half = -(-lattice.is_frame.shape[0] // 2)
+        number = -(-half // UNTIDY)
+        return cls(number, -(-half // number))
 
     @property
-    def half(self) -> Int[Array, "half"]:
-        """Indices of the blocks of the first half."""
-        return jnp.arange(self.number // 2, dtype=jnp.int32)
+    def half(self) -> int:
+        """How many frames there are in a half."""
+        return self.number * self.size
+
+    @property
+    def indices(self) -> Int[Array, "number"]:
+        return jnp.arange(self.number, dtype=jnp.int32)
 
     @property
     def places(self) -> Int[Array, "size"]:
         """Indices of the frames of a block."""
         return jnp.arange(self.size, dtype=jnp.int32)
 
-    def frames(self, index: Int[Array, ""]) -> Int[Array, "size"]:
-        """Of one block; those of the last may lie behind the last frame."""
-        return index * self.size + self.places
+    def frames(self, index: Int[Array, ""]) -> Int[Array, "size 2"]:
+        """Of one block: those of the lattice from the first on, of its image from the last on."""
+        early = index * self.size + self.places
+        return jnp.stack([early, 2 * self.half - 1 - early], axis=-1)
 
-    def put(self, rows: Shares, block: Shares, index: Int[Array, ""]) -> Shares:
-        """Writes the rows of a block in their place."""
-        start = index * self.size
-        return jax.tree.map(
-            lambda part, new: lax.dynamic_update_slice_in_dim(part, new, start, 0), rows, block
+    def get(
+        self, table: Float[Array, "*B T N"], index: Int[Array, ""]
+    ) -> Float[Array, "size 2 ... N"]:
+        """Reads the rows of a block: both axes of the second half are in reverse."""
+        early, later = (
+            lax.dynamic_slice_in_dim(table, start, self.size, table.ndim - 2)
+            for start in self._starts(index)
         )
+        return jnp.moveaxis(jnp.stack([early, jnp.flip(later, (-2, -1))]), -2, 0)
+
+    def put(
+        self,
+        table: Float[Array, "*B T M"],
+        rows: Float[Array, "size 2 ... N"],
+        index: Int[Array, ""],
+        fold: Callable[[Array], Array] | None = None,
+    ) -> Float[Array, "*B T M"]:
+        """Writes the rows of a block in their place."""
+        early, later = jnp.moveaxis(rows, 0, -2)
+        parts = early, jnp.flip(later, (-2, -1))
+        for part, start in zip(parts, self._starts(index), strict=True):
+            part = part if fold is None else fold(part)
+            table = lax.dynamic_update_slice_in_dim(table, part, start, table.ndim - 2)
+        return table
+
+    def _starts(self, index: Int[Array, ""]) -> tuple[Array, Array]:
+        early = index * self.size
+        return early, 2 * self.half - self.size - early
 
 
 class _Keep(enum.Enum):
@@ -299,96 +332,86 @@ class _Keep(enum.Enum):
 
 
 def _to_the_middle(
-    lattice: Lattice, semiring: Semiring, keep: _Keep
-) -> tuple[tuple[States, States], Any]:
-    """Both passes up to where they meet, and what is kept of each block.
+    pair: Lattice, semiring: Semiring, keep: _Keep, table: Array | None
+) -> tuple[tuple[States, Array | None], Any]:
+    """Both halves up to where they meet, and what is kept of each block.
 
-    Step i takes block i forward and the block as far from the end backward.
+    Labels' scores are left in the table, if there is one.
     """
-    blocks = _Blocks.of(lattice)
+    blocks = _Blocks.of(pair)
 
-    def block(sides, index):
-        early = frames_at(lattice, blocks.frames(index), semiring)
-        later = frames_at(lattice, blocks.frames(blocks.number - 1 - index), semiring)
-        after, rows = _through(sides, early, later, lattice, semiring)
-        kept = {_Keep.NOTHING: None, _Keep.STARTS: sides, _Keep.ROWS: rows}[keep]
-        return _tidy(after, semiring), kept
+    def block(carry, index):
+        states, table = carry
+        scores = frame_scores(pair, within_frames(pair, blocks.frames(index)))
+        frames = frames_at(pair, blocks.frames(index), semiring, scores)
+        if table is not None:
+            table = blocks.put(table, scores, index)
+        after, rows = _through(states, frames, pair, semiring)
+        kept = {_Keep.NOTHING: None, _Keep.STARTS: states, _Keep.ROWS: rows}[keep]
+        return (_tidy(after, semiring), table), kept
 
-    return lax.scan(block, _first_states(lattice, semiring), blocks.half)
-
-
-def _bytes_of_rows(lattice: Lattice, semiring: Semiring) -> int:
-    front, _ = jax.eval_shape(lambda: _first_states(lattice, semiring))
-    row = jax.tree.leaves(_stored(front, lattice))
-    return lattice.is_frame.shape[0] * sum(part.size * part.dtype.itemsize for part in row)
+    return lax.scan(block, (_first_states(pair, semiring), table), blocks.indices)
 
 
-def _first_states(lattice: Lattice, semiring: Semiring) -> tuple[States, States]:
-    first = jnp.zeros_like(lattice.label_count)
-    return (
-        virtual_row(first, lattice, semiring),
-        virtual_row(lattice.label_count, lattice, semiring),
-    )
+def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
+    row = jax.eval_shape(lambda: _stored(_first_states(pair, semiring), pair))
+    size = sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(row))
+    return _Blocks.of(pair).half * size
+
+
+def _first_states(pair: Lattice, semiring: Semiring) -> States:
+    count = pair.label_count
+    last = jnp.full_like(count, pair.labels.shape[-1])
+    return virtual_row(jnp.stack([jnp.zeros_like(count), last - count]), pair, semiring)
 
 
 def _through(
-    sides: tuple[States, States], early: Frame, later: Frame, lattice: Lattice, semiring: Semiring
-) -> tuple[tuple[States, States], tuple[Stored, Stored]]:
-    """One block forward, one backward; the rows of both, in the order of the steps."""
-    forward, backward = passes(lattice)
-    blocks = _Blocks.of(lattice)
+    states: States, frames: Frame, pair: Lattice, semiring: Semiring
+) -> tuple[States, Stored]:
+    """One block further to the middle, and its rows."""
+    forward, _ = passes(pair)
 
-    def step(sides, place):
-        front, back = sides
-        front = advance(front, forward, frame_of(early, place), semiring)
-        back = advance(back, backward, frame_of(later, blocks.size - 1 - place), semiring)
-        return (front, back), (_stored(front, lattice), _stored(back, lattice))
+    def step(states, place):
+        states = advance(states, forward, frame_of(frames, place), semiring)
+        return states, _stored(states, pair)
 
-    return lax.scan(step, sides, blocks.places)
+    return lax.scan(step, states, _Blocks.of(pair).places)
 
 
-def _shares_of_blocks(
-    sides: tuple[States, States],
-    kept: tuple[Stored, Stored],
-    early: Frame,
-    later: Frame,
-    whole: Number,
-    lattice: Lattice,
-    semiring: Semiring,
-) -> tuple[tuple[States, States], Shares, Shares]:
-    """The later block forward, the early one backward, and what the paths of each have there."""
-    forward, backward = passes(lattice)
-    blocks = _Blocks.of(lattice)
+def _back_through(
+    states: States, kept: Stored, frames: Frame, whole: Number, pair: Lattice, semiring: Semiring
+) -> tuple[States, Shares]:
+    """One block further from the middle, and what the paths that come along have there."""
+    _, backward = passes(pair)
 
-    def step(sides, stored):
-        front, back = sides
-        place, (front_row, back_row) = stored
-        frame = frame_of(later, blocks.size - 1 - place)
-        arrived = arrive(front, forward, semiring)
-        here = _share(_stored(arrived, lattice), back_row, whole, frame, lattice, semiring)
-        front = emit(front, arrived, frame, semiring, tidy=False)
-        frame = frame_of(early, place)
-        arrived = arrive(back, backward, semiring)
-        there = _share(front_row, _stored(arrived, lattice), whole, frame, lattice, semiring)
-        back = emit(back, arrived, frame, semiring, tidy=False)
-        return (front, back), (here, there)
+    def step(states, stored):
+        place, row = stored
+        frame = frame_of(frames, place)
+        arrived = arrive(states, backward, semiring)
+        part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
+        return emit(states, arrived, frame, semiring, tidy=False), part
 
-    # The rows come in the order of their steps; the last step is next to the first one here.
-    sides, (here, there) = lax.scan(step, sides, (blocks.places, kept), reverse=True)
-    return sides, there, jax.tree.map(lambda part: jnp.flip(part, 0), here)
+    return lax.scan(step, states, (_Blocks.of(pair).places, kept), reverse=True)
 
 
-def _tidy(sides: tuple[States, States], semiring: Semiring) -> tuple[States, States]:
-    front, back = (States(*map(semiring.tidy, states)) for states in sides)
-    return lax.optimization_barrier((front, back))
+def _tidy(states: States, semiring: Semiring) -> States:
+    return lax.optimization_barrier(States(*map(semiring.tidy, states)))
 
 
-def _meet(front: States, back: States, lattice: Lattice, semiring: Semiring) -> Number:
-    arrived = arrive(front, passes(lattice)[0], semiring)
+def _exchange(states: States) -> States:
+    """Each half gets the states of the other, in its own order."""
+    return jax.tree.map(lambda part: jnp.flip(part, (0, -1)), states)
+
+
+def _meet(states: States, pair: Lattice, semiring: Semiring) -> Number:
+    here, there = (
+        jax.tree.map(lambda part: part[0], side)
+        for side in (arrive(states, passes(pair)[0], semiring), _exchange(states))
+    )
     joint = jax.tree.map(
         lambda *parts: jnp.concatenate(parts, axis=-1),
-        semiring.times(arrived.blank, back.blank),
-        semiring.times(arrived.label, back.label),
+        semiring.times(here.blank, there.blank),
+        semiring.times(here.label, there.label),
     )
     return semiring.sum(joint)
 
@@ -417,10 +440,10 @@ def _stored(states: States, lattice: Lattice) -> Stored:
 
 
 def _share(
-    front: Stored, back: Stored, whole: Number, frame: Frame, lattice: Lattice, semiring: Semiring
+    row: Stored, arrived: Stored, whole: Number, frame: Frame, pair: Lattice, semiring: Semiring
 ) -> Shares:
-    label = semiring.share(front.label, back.label, whole)
-    if lattice.wildcards is None:
+    label = semiring.share(row.label, arrived.label, whole)
+    if pair.wildcards is None:
         return Shares(label, None)
-    gap = semiring.share(front.blank, back.blank, whole) * frame.absorbed
-    return Shares(label, jnp.where(lattice.wildcards.in_gap, gap, jnp.zeros_like(gap)))
+    gap = semiring.share(row.blank, arrived.blank, whole) * frame.absorbed
+    return Shares(label, jnp.where(pair.wildcards.in_gap, gap, jnp.zeros_like(gap)))

@@ -86,6 +86,30 @@ def passes(lattice: Lattice) -> tuple[Pass, Pass]:
     )
 
 
+def with_mirror_image(lattice: Lattice) -> Lattice:
+    """A lattice beside itself with its labels in reverse: what belongs to labels is stacked.
+
+    A step forward through the image is one backward through the lattice, so that one step goes both
+    ways. Frames are neither copied nor reversed; whoever asks for some says which for each.
+    """
+
+    wildcards = lattice.wildcards
+    if wildcards is not None:
+        in_gap = _beside(wildcards.in_gap, wildcards.in_gap)
+        wildcards = wildcards._replace(in_gap=in_gap)
+    forward, backward = passes(lattice)
+    return lattice._replace(
+        labels=_beside(lattice.labels, lattice.labels),
+        is_label=_beside(lattice.is_label, lattice.is_label),
+        can_skip=_beside(forward.can_skip, backward.can_skip),
+        wildcards=wildcards,
+    )
+
+
+def _beside(part: Array, mirrored: Array) -> Array:
+    return jnp.stack([part, jnp.flip(mirrored, -1)])
+
+
 def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
     """Weight one in one blank of each example."""
     labels, dtype = lattice.can_skip.shape[-1], lattice.scales.dtype
@@ -100,17 +124,26 @@ def frame_at(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Fra
     return jax.tree.map(lambda part: part[0], frames_at(lattice, index[None], semiring))
 
 
-def frames_at(lattice: Lattice, index: Int[Array, "F"], semiring: Semiring) -> Frame:
-    """The emissions of some frames, leading; those behind the last frame are padded."""
-    frames = lattice.is_frame.shape[0]
-    within = jnp.minimum(index, jnp.asarray(frames - 1, index.dtype))
+def frames_at(
+    lattice: Lattice,
+    index: Int[Array, "F *D"],
+    semiring: Semiring,
+    scores: Float[Array, "F ... N"] | None = None,
+) -> Frame:
+    """The emissions of some frames, leading; those behind the last frame are padded.
+
+    With an axis of two where the lattice has its mirror image beside it; `scores` are those of the
+    labels, if they have been read before.
+    """
+    within = within_frames(lattice, index)
+    scores = frame_scores(lattice, within) if scores is None else scores
 
     def at(rows: Array) -> Array:
         return rows.at[within].get(mode="promise_in_bounds")
 
     scale = at(lattice.scales)[..., None]
     blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
-    label = semiring.encode(frame_scores(lattice, within), scale)
+    label = semiring.encode(scores, scale)
     absorbed, wildcards = jnp.zeros_like(scale), lattice.wildcards
     if wildcards is not None:
         wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
@@ -118,8 +151,14 @@ def frames_at(lattice: Lattice, index: Int[Array, "F"], semiring: Semiring) -> F
         one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
         absorbed = semiring.share(wildcard, one, either)
         blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
-    is_there = jnp.expand_dims(index < frames, range(1, lattice.is_frame.ndim))
+    batch = range(index.ndim, index.ndim + lattice.is_frame.ndim - 1)
+    is_there = jnp.expand_dims(index < lattice.is_frame.shape[0], batch)
     return lax.optimization_barrier(Frame(blank, label, absorbed, at(lattice.is_frame) & is_there))
+
+
+def within_frames(lattice: Lattice, index: Int[Array, "*I"]) -> Int[Array, "*I"]:
+    """The index of a frame that there is."""
+    return jnp.minimum(index, jnp.asarray(lattice.is_frame.shape[0] - 1, index.dtype))
 
 
 def frame_of(block: Frame, place: Int[Array, ""]) -> Frame:

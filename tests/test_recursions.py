@@ -108,7 +108,7 @@ def totals_and_shares(arguments, semiring, kept=recursions.KEPT):
 def _totals_and_shares(arguments, semiring):
     lattice = lattice_of(*arguments)
     whole, parts = shares(lattice, semiring)
-    counts = lattice.is_frame & (semiring.decode(whole) > -jnp.inf)[None]
+    counts = lattice.is_frame.T & (semiring.decode(whole) > -jnp.inf)[:, None]
     return semiring.decode(whole), jnp.where(
         counts[..., None], parts.label, jnp.zeros_like(parts.label)
     )
@@ -153,7 +153,7 @@ def test_labels_are_folded_to_classes_by_the_way():
     by_label, by_class, packed = both(logits)
     is_class = np.asarray(packed)[..., None] == np.arange(5)
     np.testing.assert_allclose(
-        by_class, np.einsum("tbn,bnk->tbk", by_label, is_class), rtol=1e-6, atol=1e-7
+        by_class, np.einsum("btn,bnk->btk", by_label, is_class), rtol=1e-6, atol=1e-7
     )
 
 
