@@ -6,6 +6,7 @@ and two nobody can see, because they are legal (`LEGAL`).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,10 @@ RAGGED = [[1, 2], [1], [1, 2, 3], [2]]
 
 def call(
     function,
-    logits=LOGITS,
-    logit_paddings=NO_FRAME,
-    labels=LABELS,
-    label_paddings=NO_LABEL,
+    logits: Any = LOGITS,
+    logit_paddings: Any = NO_FRAME,
+    labels: Any = LABELS,
+    label_paddings: Any = NO_LABEL,
     **options,
 ):
     return function(logits, logit_paddings, labels, label_paddings, **options)
@@ -115,7 +116,7 @@ ERRORS = {
         f"ctc_loss: labels must be one array of numbers; got an array of <U1[4, 3]. {NOT_AN_ARRAY}",
     ),
     "strings to compare": (
-        lambda: cer("abc", None, "abd", None),
+        lambda: cer("abc", None, "abd", None),  # pyright: ignore[reportArgumentType]
         f"cer: hyp must be one array of numbers; got 'abc' of type str. {NOT_AN_ARRAY}",
     ),
     "no labels": (

@@ -19,7 +19,7 @@ def in_a_fresh_process(program):
 
 
 def test_dependencies_are_what_is_imported():
-    """No more, and no less. Which of it is imported, test_imports.py knows; jaxlib comes with jax."""
+    """No more, and no less. jaxlib comes with jax."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {name.split(">=")[0] for name in project["dependencies"]} == MAY_COME_FROM_OUTSIDE
 
