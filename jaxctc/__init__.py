@@ -74,7 +74,7 @@ from jaxctc.posteriors import (
 )
 from jaxctc.prefixes import Prefixes
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Alignment",

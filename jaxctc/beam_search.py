@@ -116,6 +116,7 @@ def prefix_beam_search(
       with recurrent neural networks", section 7.5.
     """
     function = "prefix_beam_search"
+    _checks.flags(function, times=times)
     scores = _checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
@@ -309,6 +310,7 @@ def _search(
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     *batch, frames, classes = scores.shape
+    _checks.flags(function, logits_normalized=logits_normalized)
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)

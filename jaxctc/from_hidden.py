@@ -107,6 +107,7 @@ def ctc_loss_from_hidden(
         offset = _checks.real(function, "bias", bias)
     if offset.shape != (classes,):
         _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
+    _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
     how = _How(
         _checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,

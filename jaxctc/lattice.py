@@ -316,5 +316,6 @@ def collapse(
     path = _checks.class_ids("collapse", "frame_labels", frame_labels)
     padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
     blank = _checks.static_int("collapse", "blank_id", blank_id)
+    _checks.flags("collapse", label_loop=label_loop)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

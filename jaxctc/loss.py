@@ -121,6 +121,7 @@ def ctc_loss(
         wildcard_id,
         wildcard_penalty,
     )
+    _checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
     return without_infinity(_compiled_loss(reading, max_approx, inputs), log_epsilon, zero_infinity)
 

@@ -50,6 +50,9 @@ def read(
     inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
     classes = inputs.logits.shape[-1]
     blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
+    _checks.flags(
+        function, logits_normalized=options.logits_normalized, label_loop=options.label_loop
+    )
     if options.label_priors is None and options.wildcard_id is None:
         return Reading(blank, options.logits_normalized, options.label_loop), inputs
 
