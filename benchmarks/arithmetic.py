@@ -20,7 +20,7 @@ from benchmarks.accuracy import Problem, problem
 from jaxctc import _checks, recursions
 from jaxctc.lattice import build_lattice
 from jaxctc.scores import Reading
-from jaxctc.semirings import LOG, SMALLEST, WIDE, Semiring, Wide
+from jaxctc.semirings import LOG, SMALLEST, WIDE, Semiring
 
 READING = Reading(blank=0, logits_normalized=False)
 SMALLEST_FLOAT = -149
@@ -49,9 +49,9 @@ def in_nats(number: tuple[np.ndarray, ...]) -> np.ndarray:
     """Logarithms in float64, so that nothing is lost on the way out."""
     if len(number) == 1:
         return number[0].astype(np.float64)
-    wide = Wide(*number)
-    logs = np.log(np.asarray(wide.mantissa, np.float64)) + wide.exponent * np.log(2)
-    return np.where(wide.exponent > SMALLEST, logs, -np.inf)
+    mantissa, exponent = number
+    logs = np.log(mantissa.astype(np.float64)) + exponent * np.log(2)
+    return np.where(exponent > SMALLEST, logs, -np.inf)
 
 
 def log_sum(logs: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def draw_meeting(path: Path) -> float:
 
 def draw_wide(path: Path, given: Problem) -> int:
     """The weight of the likeliest state. Returns the first frame where float32 has zero for it."""
-    wide = Wide(*rows(WIDE, given))
+    wide = rows(WIDE, given)
     likeliest = in_nats(wide).argmax(axis=-1)[:, None]
     mantissa, exponent = (np.take_along_axis(part, likeliest, axis=-1)[:, 0] for part in wide)
 

@@ -43,7 +43,13 @@ class Names(Preprocessor):
 
     def run(self, lines: list[str]) -> list[str]:
         """Fenced code is out of the way already, and formulas with it."""
-        return [_NAME.sub(r"[`\1`][jaxctc.\1]", line) for line in lines]
+        return [_NAME.sub(self.link, line) for line in lines]
+
+    @staticmethod
+    def link(found: re.Match[str]) -> str:
+        """To where the object is defined, as the name alone may be that of a module."""
+        name = found[1]
+        return f"[`{name}`][{getattr(jaxctc, name).__module__}.{name}]"
 
 
 class Links(Extension):
@@ -63,7 +69,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Makes the extensions known."""
     fence = {"name": "math", "class": "math", "format": formula}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
-    config.markdown_extensions.append(Links())
+    config.markdown_extensions.append(Links())  # pyright: ignore[reportArgumentType]  # or its name
     config.watch.extend(str(ROOT / source) for source in (*PAGES.values(), "jaxctc"))
     return config
 
