@@ -63,7 +63,8 @@ def samples_of(key, *arguments, **options):
 @some_topologies
 def test_every_pair(classes, blank):
     every = every_pair(classes, blank)
-    found = everything(*every.arguments, blank_id=blank)
+    # In NumPy: every slice of a JAX array is an operation of its own, which compiles.
+    found = jax.device_get(everything(*every.arguments, blank_id=blank))
     width = every.arguments[2].shape[1]
     for row, (log_probs, labels) in enumerate(zip(every.log_probs, every.labels, strict=True)):
         frames, count = len(log_probs), len(labels)
@@ -86,7 +87,7 @@ def test_every_pair(classes, blank):
 
 @functools.cache
 def all_in_a_batch(blank_id):
-    return everything(*batch_of(BATCHES[blank_id]), blank_id=blank_id)
+    return jax.device_get(everything(*batch_of(BATCHES[blank_id]), blank_id=blank_id))
 
 
 def check(case, found, read):
@@ -121,7 +122,7 @@ def test_contract_alone(case):
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_contract_in_a_batch(case):
     row = BATCHES[case.blank_id].index(case)
-    check(case, all_in_a_batch(case.blank_id), lambda part: np.asarray(part[row]))
+    check(case, all_in_a_batch(case.blank_id), lambda part: part[row])
 
 
 def test_rows_of_a_broken_example_are_nan_and_padded_rows_repeat():
@@ -129,7 +130,7 @@ def test_rows_of_a_broken_example_are_nan_and_padded_rows_repeat():
     logits[1, 2, 3] = np.nan
     paddings = np.array([[1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1]])
     logits[2, :3] = logits[0, paddings[0] == 0]
-    found = rows_of(logits, paddings, np.array([[1, 2]] * 3), None)
+    found = jax.device_get(rows_of(logits, paddings, np.array([[1, 2]] * 3), None))
     order = {"forward": [0, 1, 1, 2, 2], "backward": [0, 0, 1, 2, 2]}
     for name, edge, at in [("forward", 0, 0), ("backward", 5, 2)]:
         rest = np.delete(np.arange(6), edge)
@@ -143,23 +144,22 @@ def test_rows_of_a_broken_example_are_nan_and_padded_rows_repeat():
 @pytest.mark.smoke
 def test_softmax_less_posteriors_is_the_gradient(rng):
     """And forward times backward, less what both count, is the posterior: all of it twice."""
-    logits = jnp.asarray(rng.normal(size=(3, 60, 7)) * 3, jnp.float32)
+    logits = (rng.normal(size=(3, 60, 7)) * 3).astype(np.float32)
     labels = rng.integers(1, 7, (3, 12))
     arguments = logits, rng.random((3, 60)) < 0.2, labels, rng.random((3, 12)) < 0.2
-    found = everything(*arguments)
-    loss, gradient = loss_and_gradient(*arguments)
+    found, (loss, gradient) = jax.device_get((everything(*arguments), loss_and_gradient(*arguments)))
     by_class = np.einsum("btn,bnk->btk", found["posteriors"].label, np.eye(7)[labels])
     by_class[..., 0] = found["posteriors"].blank
-    softmax = np.where(arguments[1][..., None], 0, jax.nn.softmax(logits))
+    softmax = np.where(arguments[1][..., None], 0, np.exp(oracles.log_softmax(logits)))
     np.testing.assert_allclose(gradient, softmax - by_class, atol=2e-6)
 
-    log_probs = jnp.moveaxis(jax.nn.log_softmax(logits), 1, 0)
+    log_probs = np.moveaxis(oracles.log_softmax(logits), 1, 0)
     joint = (
         found["forward"].blank + found["backward"].blank - log_probs[..., :1] + loss[None, :, None]
     )
     in_use = ~arguments[1]
     np.testing.assert_allclose(
-        jnp.exp(joint).sum(axis=-1).T[in_use], found["posteriors"].blank[in_use], atol=1e-4
+        np.exp(joint).sum(axis=-1).T[in_use], found["posteriors"].blank[in_use], atol=1e-4
     )
 
 
@@ -236,8 +236,8 @@ def test_derivatives_where_nothing_is_possible_are_zero():
 
 def test_sure_entropy_is_not_negative(rng):
     path = rng.integers(0, 5, (8, 40))
-    logits = 25 * jax.nn.one_hot(path, 5)
-    labels, _ = collapse(path)
+    logits = np.where(path[..., None] == np.arange(5), np.float32(25), np.float32(0))
+    labels = np.asarray(jax.jit(collapse)(path)[0])
     entropy = jax.jit(alignment_entropy)(logits, None, labels, labels < 0)
     assert (entropy >= 0).all()
     assert entropy.max() < 1e-6
@@ -274,8 +274,8 @@ class TestWildcardsAndPriors:
         rest = ((0, 0), (0, 4 - frames), (0, 0))
         no_frame = np.broadcast_to(np.arange(4) >= frames, (len(STARRED), 4))
         arguments = np.pad(logits, rest, constant_values=np.nan), no_frame, ids, ids < 0
-        found = everything(*arguments, **options)
-        losses = loss_of(*arguments, **options)
+        found = jax.device_get(everything(*arguments, **options))
+        losses = np.asarray(loss_of(*arguments, **options))
         for row, labels in enumerate(STARRED):
             scores = oracles.log_softmax(logits[row]) - scale * priors[row].astype(np.float64)
             paths = oracles.alignments(scores, labels, 0, STAR, penalty)
@@ -408,11 +408,12 @@ class TestSamples:
 
     def test_examples_and_keys_differ(self):
         arguments = jnp.zeros((2, 30, 4)), None, jnp.array([[1, 2]] * 2), None
-        first = samples_of(jax.random.key(0), *arguments, num_samples=4)
-        again = samples_of(jax.random.key(0), *arguments, num_samples=4)
-        other = samples_of(jax.random.key(1), *arguments, num_samples=4)
+        first, again, other = (
+            np.asarray(samples_of(jax.random.key(seed), *arguments, num_samples=4))
+            for seed in (0, 0, 1)
+        )
         np.testing.assert_array_equal(first, again)
-        assert (np.asarray(first) != np.asarray(other)).any()
+        assert (first != other).any()
         assert len({tuple(row.tolist()) for row in first.reshape(8, 30)}) == 8
 
     def test_num_samples_is_checked(self):
