@@ -113,7 +113,7 @@ def shares(
 
     def empty(width: int) -> Array:
         shape = (blocks.number * blocks.size, *lattice.label_count.shape, width)
-        return jnp.zeros(shape, lattice.scales.dtype)
+        return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
 
     labels = lattice.labels.shape[-1]
     found = Shares(
@@ -182,7 +182,10 @@ def entropy(lattice: Lattice, semiring: Semiring) -> Float[Array, "*B"]:
 
     start = virtual_row(jnp.zeros_like(lattice.label_count), lattice, semiring)
     shape, dtype = lattice.can_skip.shape, lattice.scales.dtype
-    none = States(jnp.zeros((*shape[:-1], shape[-1] + 1), dtype), jnp.zeros(shape, dtype))
+    none = States(
+        jnp.zeros_like(lattice.label_count, dtype, (*shape[:-1], shape[-1] + 1)),
+        jnp.zeros_like(lattice.label_count, dtype, shape),
+    )
     frames = jnp.arange(lattice.is_frame.shape[0], dtype=jnp.int32)
     last, _ = lax.scan(step, (start, none), frames)
     arrived, mixed = arrive_with(*last)
