@@ -84,6 +84,12 @@ def ctc_loss(
         says so; some frames can be explained in two ways, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
+      vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are
+        spread over, in their order and in equal parts (fill up with -inf logits). `logits` and
+        `label_priors` then hold the classes of one device, and everything else is the same on
+        all devices of the axis: labels and `blank_id`, which count all classes, and the loss.
+        They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
+        per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -95,7 +101,8 @@ def ctc_loss(
 
     Raises:
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
-        `wildcard_id` is negative or the blank.
+        `wildcard_id` is negative or the blank, `vocab_axis_name` does not name an axis that
+        `jax.shard_map` knows the classes to vary over.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:
@@ -107,6 +114,18 @@ def ctc_loss(
 
       >>> float(ctc_loss(jnp.zeros((2, 2)), None, jnp.array([2]), None, wildcard_id=2))
       0.0
+
+      On several devices, examples along one axis of the mesh and classes along another:
+
+      >>> batch = jax.P("batch")
+      >>> spread = jax.shard_map(
+      ...     functools.partial(ctc_loss, vocab_axis_name="vocab"),
+      ...     mesh=jax.make_mesh((1, 1), ("batch", "vocab")),
+      ...     in_specs=(jax.P("batch", None, "vocab"), batch, batch, batch),
+      ...     out_specs=batch,
+      ... )
+      >>> spread(jnp.zeros((1, 2, 2)), None, jnp.array([[1]]), None).round(4)
+      Array([0.2877], dtype=float32)
 
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1. Without loops:

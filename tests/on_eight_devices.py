@@ -91,6 +91,21 @@ class TestBatches:
         assert set(exchanged(compiled)) == {("all-reduce", ())}
         assert_equal(compiled(*spread), step(*arguments))
 
+    def test_alignments_and_word_errors(self, rng):
+        """Nothing to sum up here."""
+
+        @jax.jit
+        def evaluate(logits, *rest):
+            best = jaxctc.forced_align(logits, *rest, wildcard_id=5)
+            tokens = best.frame_labels, best.frame_labels < 0, *rest[1:]
+            return best, jaxctc.edit_distance(*tokens, separator=1)
+
+        arguments = batch(rng, 5)
+        there = jax.device_put(arguments, NamedSharding(mesh(batch=8), P("batch")))
+        compiled = evaluate.lower(*there).compile()
+        assert exchanged(compiled) == []
+        assert_equal(compiled(*there), evaluate(*arguments))
+
 
 def loss_and_gradient(weights, logits, *rest, **options):
     """Losses, and the gradient of their weighted sum."""
