@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
@@ -197,6 +197,23 @@ def wildcard(function: str, value: Any, blank: int | None = None) -> int:
     return index
 
 
+def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"]) -> str | None:
+    """An axis of the mesh that the classes are spread over, or None.
+
+    `jax.shard_map` has to know that they are: where it does not look (`check_vma=False`), a
+    gradient taken inside it would be multiplied by the number of devices.
+    """
+    if value is None or (_can_spread(jnp.zeros(()), value) and not _can_spread(logits, value)):
+        return value
+    fail(
+        function,
+        "vocab_axis_name",
+        "name an axis of the enclosing jax.shard_map that the classes are spread over",
+        repr(value),
+        "The last entry of their in_specs names it, and check_vma stays True.",
+    )
+
+
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     """One real number, traced or not."""
     array = as_array(function, argument, value)
@@ -258,3 +275,12 @@ def _kind(value: Any) -> str:
 
 def _is(array: Array, *kinds: Any) -> bool:
     return any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
+
+
+def _can_spread(array: Array, axis: str) -> bool:
+    """Whether `jax.shard_map` takes an array for the same on all devices along an axis of it."""
+    try:
+        lax.pcast(array, axis, to="varying")
+    except (AssertionError, NameError, ValueError):  # the first for an axis of no mesh
+        return False
+    return True

@@ -102,7 +102,7 @@ def shares(
 
     def empty(width: int) -> Array:
         shape = (*lattice.label_count.shape, 2 * blocks.half, width)
-        return jnp.zeros(shape, lattice.scales.dtype)
+        return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
 
     scores = empty(labels) if fold is None else None
     (states, scores), stored = _to_the_middle(pair, semiring, keep, scores)
@@ -188,7 +188,10 @@ def entropy(lattice: Lattice, semiring: Semiring) -> Float[Array, "*B"]:
 
     start = virtual_row(jnp.zeros_like(lattice.label_count), lattice, semiring)
     shape, dtype = lattice.can_skip.shape, lattice.scales.dtype
-    none = States(jnp.zeros((*shape[:-1], shape[-1] + 1), dtype), jnp.zeros(shape, dtype))
+    none = States(
+        jnp.zeros_like(lattice.label_count, dtype, (*shape[:-1], shape[-1] + 1)),
+        jnp.zeros_like(lattice.label_count, dtype, shape),
+    )
     frames = jnp.arange(lattice.is_frame.shape[0], dtype=jnp.int32)
     last, _ = lax.scan(step, (start, none), frames)
     arrived, mixed = arrive_with(*last)
@@ -361,7 +364,7 @@ def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
 
 def _first_states(pair: Lattice, semiring: Semiring) -> States:
     count = pair.label_count
-    last = jnp.full_like(count, pair.labels.shape[-1])
+    last = jnp.full_like(count, pair.columns.shape[-1])
     return virtual_row(jnp.stack([jnp.zeros_like(count), last - count]), pair, semiring)
 
 
