@@ -20,7 +20,7 @@ OPTIONS = ("blank_id", "logits_normalized", "max_approx", "zero_infinity")
 
 
 @functools.partial(jax.jit, static_argnames=OPTIONS)
-def loss_and_gradient(logits, logit_paddings, labels, label_paddings, **options):
+def compiled_loss_and_gradient(logits, logit_paddings, labels, label_paddings, **options):
     """Of each example on its own: a sum would mix a NaN into the neighbours."""
     loss, pullback = jax.vjp(
         lambda logits: ctc_loss(logits, logit_paddings, labels, label_paddings, **options), logits
@@ -28,11 +28,26 @@ def loss_and_gradient(logits, logit_paddings, labels, label_paddings, **options)
     return loss, *pullback(jnp.ones_like(loss))
 
 
-loss_of = jax.jit(ctc_loss, static_argnames=OPTIONS)
-READING = Reading(blank=0, logits_normalized=False)
-forward_probs = jax.jit(
+compiled_loss = jax.jit(ctc_loss, static_argnames=OPTIONS)
+compiled_forward_probs = jax.jit(
     ctc_loss_with_forward_probs, static_argnames=("blank_id", "logits_normalized")
 )
+
+
+# Results in NumPy: every slice of a JAX array is an operation of its own, which compiles.
+def loss_and_gradient(*arguments, **options):
+    return jax.device_get(compiled_loss_and_gradient(*arguments, **options))
+
+
+def loss_of(*arguments, **options):
+    return jax.device_get(compiled_loss(*arguments, **options))
+
+
+def forward_probs(*arguments, **options):
+    return jax.device_get(compiled_forward_probs(*arguments, **options))
+
+
+READING = Reading(blank=0, logits_normalized=False)
 
 
 @every_topology
@@ -214,7 +229,7 @@ def test_any_number_of_batch_axes(batch, rng):
     logits = rng.normal(size=(*batch, 7, 5)).astype(np.float32)
     labels = rng.integers(1, 5, size=(*batch, 3))
     loss, gradient = loss_and_gradient(logits, None, labels, None)
-    _, in_blank, in_label = forward_probs(logits, None, labels, None)
+    _, in_blank, in_label = jax.eval_shape(compiled_forward_probs, logits, None, labels, None)
     assert (loss.shape, gradient.shape) == (batch, logits.shape)
     assert (in_blank.shape, in_label.shape) == ((7, *batch, 4), (7, *batch, 3))
     for index in np.ndindex(*batch):
@@ -233,7 +248,7 @@ def test_paddings_of_any_dtype_are_counted_exactly(dtype):
     lattice = jax.jit(build_lattice, static_argnums=1)(inputs, READING)
     assert lattice.label_count == 43
     assert lattice.is_frame.sum() == 90
-    if dtype in (bool, jnp.bfloat16):
+    if dtype == jnp.bfloat16:
         loss = loss_of(logits, paddings[0], labels, paddings[1])
         assert_close(loss, np.asarray(loss_of(logits[:90], None, labels[:43], None)))
 
@@ -246,15 +261,17 @@ def test_ids_beyond_int32_are_no_other_class(dtype):
 
 
 def test_padded_rows_repeat_the_row_before(rng):
-    logits = rng.normal(size=(6, 4)).astype(np.float32)
-    paddings = np.array([1, 0, 0, 1, 0, 1])
-    loss, in_blank, in_label = forward_probs(logits, paddings, np.array([1, 2]), None)
-    alone = forward_probs(logits[paddings == 0], None, np.array([1, 2]), None)
-    assert loss == alone.loss
+    """Frames strewn among padding, and the same packed to the left."""
+    logits = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    paddings = np.array([[1, 0, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1]])
+    logits[1, :3] = logits[0, paddings[0] == 0]
+    loss, *both = forward_probs(logits, paddings, np.array([[1, 2]] * 2), None)
+    assert loss[0] == loss[1]
+    in_blank, in_label = (rows[:, 0] for rows in both)
     np.testing.assert_array_equal(in_blank[0], [0, -np.inf, -np.inf])
     np.testing.assert_array_equal(in_label[0], [-np.inf, -np.inf])
-    for rows, packed in ((in_blank, alone.logalpha_blank), (in_label, alone.logalpha_nonblank)):
-        np.testing.assert_array_equal(rows[1:], packed[np.array([0, 1, 1, 2, 2])])
+    for rows in both:
+        np.testing.assert_array_equal(rows[1:, 0], rows[[0, 1, 1, 2, 2], 1])
 
 
 def test_log_epsilon_stands_for_log_zero_in_rows_and_may_be_traced():
@@ -268,9 +285,13 @@ def test_log_epsilon_stands_for_log_zero_in_rows_and_may_be_traced():
 
 
 def test_rows_of_a_broken_example_are_nan():
-    logits = jnp.zeros((6, 4)).at[2, 1].set(jnp.nan)
-    for part in forward_probs(logits, np.zeros(6, int), np.array([1, 2]), None):
-        assert np.isnan(part).all()
+    logits = np.zeros((2, 6, 4), np.float32)
+    logits[0, 2, 1] = np.nan
+    loss, *both = forward_probs(logits, np.zeros((2, 6), int), np.array([[1, 2]] * 2), None)
+    assert np.isnan(loss).tolist() == [True, False]
+    for rows in both:
+        assert np.isnan(rows[:, 0]).all()
+        assert not np.isnan(rows[:, 1]).any()
 
 
 def test_confident_loss_keeps_its_gradient():
@@ -288,13 +309,13 @@ def test_confident_loss_keeps_its_gradient():
 @given(
     seed=st.integers(0, 2**32 - 1),
     scale=st.sampled_from([0.1, 1, 5, 30]),
-    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
 def test_never_negative(seed, scale, dtype):
     """Logits that spell the labels, each with a large margin."""
     rng = np.random.default_rng(seed)
     path = np.repeat(rng.integers(0, 4, 12), 2)
-    logits = jnp.asarray(scale * (rng.normal(size=(24, 4)) + 8 * np.eye(4)[path])).astype(dtype)
+    logits = (scale * (rng.normal(size=(24, 4)) + 8 * np.eye(4)[path])).astype(dtype)
     labels = oracles.collapse(path) or (1,)
     labels, label_paddings = padded([labels], 24)
     assert loss_of(logits, None, labels[0], label_paddings[0]) >= 0
@@ -317,26 +338,26 @@ def test_reversing_time_and_labels_changes_nothing(rng):
 def test_renaming_classes_changes_nothing(rng):
     logits = rng.normal(size=(12, 5)).astype(np.float32) * 3
     labels = rng.integers(1, 5, size=4)
-    blank = int(rng.choice([2, 4]))  # in the middle or last
+    blank = 2
     names = np.array([blank, *rng.permutation(np.delete(np.arange(5), blank))])
     renamed = logits[:, np.argsort(names)]
     loss = loss_of(renamed, None, names[labels], None, blank_id=blank)
-    assert_close(loss, np.asarray(loss_of(logits, None, labels, None)))
+    assert_close(loss, loss_and_gradient(logits, None, labels, None)[0])
 
 
 @given(rng=examples)
 def test_padding_anywhere_changes_nothing(rng):
     """Frames and labels with rubbish strewn between them, value and gradient."""
-    logits = rng.normal(size=(8, 4)).astype(np.float32)
-    labels = rng.integers(1, 4, size=3)
+    logits = rng.normal(size=(12, 5)).astype(np.float32)
+    labels = rng.integers(1, 5, size=4)
     loss, gradient = loss_and_gradient(logits, None, labels, None)
-    frames = np.sort(rng.choice(13, 8, replace=False))
-    places = np.sort(rng.choice(6, 3, replace=False))
-    strewn = np.full((13, 4), np.nan, np.float32)
+    frames = np.sort(rng.choice(18, 12, replace=False))
+    places = np.sort(rng.choice(7, 4, replace=False))
+    strewn = np.full((18, 5), np.nan, np.float32)
     strewn[frames] = logits
-    ids = rng.integers(-9, 9, size=6)
+    ids = rng.integers(-9, 9, size=7)
     ids[places] = labels
-    no_frame, no_label = np.ones(13), np.ones(6)
+    no_frame, no_label = np.ones(18), np.ones(7)
     no_frame[frames] = no_label[places] = 0
     strewn_loss, strewn_gradient = loss_and_gradient(strewn, no_frame, ids, no_label)
     assert_close(strewn_loss, np.asarray(loss))
@@ -346,13 +367,13 @@ def test_padding_anywhere_changes_nothing(rng):
 
 @given(rng=examples)
 def test_best_path_is_one_of_the_paths(rng):
-    logits = rng.integers(-2, 3, size=(9, 4)).astype(np.float32)  # ties abound
-    labels = rng.integers(1, 4, size=3)
+    logits = rng.integers(-2, 3, size=(12, 5)).astype(np.float32)  # ties abound
+    labels = rng.integers(1, 5, size=4)
     total, _ = loss_and_gradient(logits, None, labels, None)
     best, gradient = loss_and_gradient(logits, None, labels, None, max_approx=True)
     assert best >= total - 1e-5
     path = np.exp(oracles.log_softmax(logits)) - gradient
-    np.testing.assert_allclose(np.sort(path, axis=-1), [[0, 0, 0, 1]] * 9, atol=1e-5)
+    np.testing.assert_allclose(np.sort(path, axis=-1), [[0, 0, 0, 0, 1]] * 12, atol=1e-5)
     assert oracles.collapse(path.argmax(axis=-1)) == tuple(labels)
 
 
@@ -400,7 +421,12 @@ def long_input(kind, frames, places):
 @pytest.mark.parametrize("kind", ["random", "wild", "peaked", "sure"])
 def test_long_inputs_against_float64(kind, frames, places):
     """Where float32 gradients of other libraries are off by 1e-3 to 1e-1."""
-    logits, *rest = long_input(kind, frames, places)
+    logits, _, labels, _ = long_input(kind, frames, places)
+    # Short ones are padded to the length of the next, which compiles once.
+    size, most = max(frames, 1000), max(places, 150)
+    logits = np.pad(logits, ((0, size - frames), (0, 0)))
+    labels = np.pad(labels, (0, most - places))
+    rest = np.arange(size) >= frames, labels, np.arange(most) >= places
     loss, gradient = loss_and_gradient(logits, *rest)
     with jax.enable_x64(True):
         truth, slope = loss_and_gradient(logits.astype(np.float64), *rest)
@@ -425,8 +451,10 @@ def test_gradient_against_finite_differences():
     np.testing.assert_allclose(gradient, truth, atol=1e-6)
 
 
-def test_gradient_of_log_probabilities_is_minus_the_occupancy(rng):
+def test_gradient_of_log_probabilities_is_minus_the_occupancy():
     """Rows sum to -1, where torch's sum to 0 (pytorch issue 52241)."""
-    log_probs = jnp.asarray(oracles.log_softmax(rng.normal(size=(6, 4))), jnp.float32)
-    _, gradient = loss_and_gradient(log_probs, None, np.array([1, 2]), None, logits_normalized=True)
-    np.testing.assert_allclose(gradient.sum(axis=-1), -1, rtol=1e-5)
+    _, gradient = loss_and_gradient(*batch_of(BATCHES[0]), blank_id=0, logits_normalized=True)
+    for slope, case in zip(gradient, BATCHES[0], strict=True):
+        frames = slope[: len(case.logits)][case.frames_in_use]
+        if case.kind == "finite" and len(frames):
+            np.testing.assert_allclose(frames.sum(axis=-1), -1, rtol=1e-5, err_msg=case.name)
