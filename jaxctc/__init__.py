@@ -15,8 +15,9 @@ Axis letters, everywhere:
     L   places for decoded labels
 
 A batch may lie on several devices: under `jit`, with arrays that are sharded along a batch axis, or
-within `jax.shard_map` (on a mesh of explicit axes, only there). No function but `prefix_beam_search`
-exchanges anything then; `ctc_loss` can have its classes on several devices as well.
+within `jax.shard_map` (on a mesh of explicit axes, only there). No function but
+`prefix_beam_search` exchanges anything then; `ctc_loss` can have its classes on several devices as
+well.
 
 Losses and scores are in nats, times in frames, distances in tokens. A padding is nonzero where an
 entry is not in use, and may sit anywhere.

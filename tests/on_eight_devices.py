@@ -150,7 +150,7 @@ NO_AXIS = (
 )
 ERRORS = {
     "outside shard_map": (
-        lambda: ctc_loss(jnp.zeros((2, 3)), None, [1], None, vocab_axis_name="vocab"),
+        lambda: ctc_loss(jnp.zeros((2, 3)), None, jnp.array([1]), None, vocab_axis_name="vocab"),
         NO_AXIS,
     ),
     "within vmap": (
