@@ -14,10 +14,9 @@ Axis letters, everywhere:
     W   beam
     L   places for decoded labels
 
-A batch may lie on several devices: under `jit`, with arrays that are sharded along a batch axis, or
-within `jax.shard_map` (on a mesh of explicit axes, only there). No function but
-`prefix_beam_search` exchanges anything then; `ctc_loss` can have its classes on several devices as
-well.
+A batch may lie on several devices, without a word between them: under `jit`, in arrays that are
+sharded along a batch axis, or within `jax.shard_map` (beams, and meshes of explicit axes, belong
+there). `ctc_loss` can also have its classes on several devices.
 
 Losses and scores are in nats, times in frames, distances in tokens. A padding is nonzero where an
 entry is not in use, and may sit anywhere.
@@ -33,7 +32,6 @@ from jaxctc.beam_search import (
     beam_step,
     prefix_beam_search,
 )
-from jaxctc.buckets import PaddedBatch, pad_to_bucket
 from jaxctc.classification import (
     binary_accuracy,
     binary_cross_entropy,
@@ -80,7 +78,7 @@ from jaxctc.posteriors import (
 )
 from jaxctc.prefixes import Prefixes
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "Alignment",
@@ -91,7 +89,6 @@ __all__ = [
     "ErrorRate",
     "Hypotheses",
     "LossAndForwardProbs",
-    "PaddedBatch",
     "Posteriors",
     "Prefixes",
     "StateLogProbs",
@@ -131,7 +128,6 @@ __all__ = [
     "lengths_to_paddings",
     "multiclass_hinge_loss",
     "mwer_loss",
-    "pad_to_bucket",
     "paddings_to_lengths",
     "posteriors",
     "prefix_beam_search",

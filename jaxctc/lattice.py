@@ -108,9 +108,8 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
             largest = jnp.maximum(largest, widen(inputs.logits[..., reading.wildcard]))
         scales = offsets = finite_scale(largest)  # NaN and +inf pass into it
     else:
-        scales, log_sum = normaliser(
-            inputs.logits, reading.vocab_axis
-        )  # NaN if any class is NaN or +inf
+        # NaN if any class is NaN or +inf
+        scales, log_sum = normaliser(inputs.logits, reading.vocab_axis)
         offsets = -log_sum
     return Lattice(
         scores=scores,

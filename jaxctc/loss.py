@@ -117,10 +117,10 @@ def ctc_loss(
 
       On several devices, examples along one axis of the mesh and classes along another:
 
-      >>> batch = jax.P("batch")
+      >>> batch, axis_types = jax.P("batch"), (jax.sharding.AxisType.Auto,) * 2
       >>> spread = jax.shard_map(
       ...     functools.partial(ctc_loss, vocab_axis_name="vocab"),
-      ...     mesh=jax.make_mesh((1, 1), ("batch", "vocab")),
+      ...     mesh=jax.make_mesh((1, 1), ("batch", "vocab"), axis_types),
       ...     in_specs=(jax.P("batch", None, "vocab"), batch, batch, batch),
       ...     out_specs=batch,
       ... )

@@ -68,6 +68,13 @@ def place(value):
     return ir.BlockArgument(value).arg_number
 
 
+def is_static(value):
+    """Whether it is a constant, or the size of an array, be it converted."""
+    if made_by(value) == "stablehlo.convert":
+        return is_static(value.owner.operands[0])
+    return made_by(value) in ("stablehlo.constant", "stablehlo.get_dimension_size")
+
+
 def is_counted(loop):
     """Whether it ends when something that grows by a constant has reached a constant."""
     condition, body = (region.blocks[0].operations for region in loop.regions)
@@ -75,15 +82,13 @@ def is_counted(loop):
     if made_by(goes_on) != "stablehlo.compare":
         return False
     counter, limit = goes_on.owner.operands
-    if (made_by(counter), made_by(limit)) != (None, "stablehlo.constant"):
+    if made_by(counter) is not None or not is_static(limit):
         return False
     grown = body[len(body) - 1].operands[place(counter)]
     if made_by(grown) != "stablehlo.add":
         return False
     before, step = grown.owner.operands
-    return (made_by(before), made_by(step)) == (None, "stablehlo.constant") and (
-        place(before) == place(counter)
-    )
+    return made_by(before) is None and place(before) == place(counter) and is_static(step)
 
 
 def faults(module):
