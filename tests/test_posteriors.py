@@ -147,7 +147,9 @@ def test_softmax_less_posteriors_is_the_gradient(rng):
     logits = (rng.normal(size=(3, 60, 7)) * 3).astype(np.float32)
     labels = rng.integers(1, 7, (3, 12))
     arguments = logits, rng.random((3, 60)) < 0.2, labels, rng.random((3, 12)) < 0.2
-    found, (loss, gradient) = jax.device_get((everything(*arguments), loss_and_gradient(*arguments)))
+    found, (loss, gradient) = jax.device_get(
+        (everything(*arguments), loss_and_gradient(*arguments))
+    )
     by_class = np.einsum("btn,bnk->btk", found["posteriors"].label, np.eye(7)[labels])
     by_class[..., 0] = found["posteriors"].blank
     softmax = np.where(arguments[1][..., None], 0, np.exp(oracles.log_softmax(logits)))
