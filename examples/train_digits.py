@@ -47,10 +47,10 @@ class Reader(nnx.Module):
         self.classes = nnx.Linear(features, CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
-        """Logits [B, T, K] for images [B, T, HEIGHT]."""
+        """Logits `[*B, T, K]` for images `[*B, T, HEIGHT]`."""
         pixels = nnx.relu(self.strokes(jnp.asarray(images)[..., None]))
         pixels = nnx.relu(self.shapes(pixels))
-        hidden = self.columns(pixels.reshape(*pixels.shape[:2], -1))
+        hidden = self.columns(pixels.reshape(*pixels.shape[:-2], -1))
         for norm, conv in zip(self.norms, self.context, strict=True):
             hidden += conv(nnx.gelu(norm(hidden)))
         return self.classes(nnx.gelu(self.norm(hidden)))

@@ -7,14 +7,15 @@ not exist, too few frames) cannot raise under `jit`; it gets a documented value 
 """
 
 import operator
+import reprlib
 from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 
 class CtcInputs(NamedTuple):
@@ -46,17 +47,18 @@ def ctc_inputs(
     scores_name: str = "logits",
 ) -> CtcInputs:
     """Checks the four arguments against each other, naming `function` in every message."""
+    logits = as_array(function, scores_name, logits)
+    labels = as_array(function, "labels", labels)
+    if _is(logits, jnp.integer) and _is(labels, jnp.floating) and labels.size:
+        requirement = "be scores, and labels class ids"
+        got = f"{_kind(logits)} and {_kind(labels)}"
+        fail(function, scores_name, requirement, got, "Are the two swapped?")
     scores = class_scores(function, scores_name, logits)
     batch, frames = scores.shape[:-2], scores.shape[-2]
     ids = class_ids(function, "labels", labels)
     if ids.shape[:-1] != batch:
-        remedy = ""
-        if ids.shape == scores.shape or ids.ndim == scores.ndim:
-            remedy = "Labels are class ids, not one-hot rows: see jnp.argmax(labels, axis=-1)."
-        elif scores.ndim == 3 and ids.shape[0] == scores.shape[1]:
-            remedy = "If {0} are time-major [T, B, K], pass jnp.swapaxes({0}, 0, 1)."
-            remedy = remedy.format(scores_name)
         requirement = f"have shape [*B, N] with *B = {batch}, as in {scores_name} {scores.shape}"
+        remedy = _remedy_for_labels(ids.shape, scores.shape, scores_name)
         fail(function, "labels", requirement, ids.shape, remedy)
     return CtcInputs(
         scores,
@@ -66,27 +68,55 @@ def ctc_inputs(
     )
 
 
+def _remedy_for_labels(ids: tuple[int, ...], scores: tuple[int, ...], scores_name: str) -> str:
+    batch, classes = scores[:-2], scores[-1]
+    if len(ids) == len(scores) and ids[-1] == classes:
+        return "Labels are class ids, not one-hot rows: see jnp.argmax(labels, axis=-1)."
+    if len(ids) > len(batch) + 1:
+        return f"{scores_name} have fewer batch axes; jax.vmap has to map over both (in_axes)."
+    if ids == batch:
+        return "One number per example looks like lengths: are the arguments in their order?"
+    if len(ids) == 1:
+        alike = f"Labels that all examples share are jnp.broadcast_to(labels, {(*batch, *ids)})"
+        return f"{alike}; for concatenated ones see jaxctc.adapters.torch."
+    if len(scores) == 3 and ids[0] == scores[1]:
+        return f"If {scores_name} are time-major [T, B, K], pass jnp.swapaxes({scores_name}, 0, 1)."
+    if ids[1:] == batch:
+        return "If labels are [N, B], pass jnp.swapaxes(labels, 0, 1)."
+    return ""
+
+
+def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
+    """One array of whatever numbers JAX has."""
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError):
+        remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+        fail(function, argument, "be one array of numbers", _kind(values), remedy)
+
+
 def class_scores(function: str, argument: str, scores: ArrayLike) -> Float[Array, "*B T K"]:
     """Scores over classes as a floating array of rank two or more."""
-    array = jnp.asarray(scores)
+    array = as_array(function, argument, scores)
     if array.ndim < 2:
         remedy = "One example has shape [T, K]."
         fail(function, argument, "have shape [*B, T, K]", array.shape, remedy)
-    if jnp.issubdtype(array.dtype, jnp.floating):
+    if _is(array, jnp.floating):
         return array
-    if jnp.issubdtype(array.dtype, jnp.integer):
+    if _is(array, jnp.integer):
         return array.astype(jnp.float32)
-    fail(function, argument, "be real numbers", array.dtype)
+    remedy = "A model gives one score for each frame and class."
+    fail(function, argument, "be real numbers", _kind(array), remedy)
 
 
 def token_ids(function: str, argument: str, ids: ArrayLike) -> Int[Array, "*B N"]:
     """Integers of any width, of rank one or more."""
-    array = jnp.asarray(ids)
-    if array.size == 0 and not jnp.issubdtype(array.dtype, jnp.integer):
+    array = as_array(function, argument, ids)
+    if array.size == 0 and not _is(array, jnp.integer):
         array = array.astype(jnp.int32)  # an empty Python list arrives as floats
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    if not _is(array, jnp.integer):
         remedy = "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest."
-        fail(function, argument, "be integers", array.dtype, remedy)
+        fail(function, argument, "be integers", _kind(array), remedy)
     if array.ndim < 1:
         fail(function, argument, "have shape [*B, N]", array.shape)
     return array
@@ -108,13 +138,25 @@ def paddings(
     """Paddings of any dtype as booleans (nonzero = padded); None pads nothing."""
     if values is None:
         return jnp.zeros(shape, bool)
-    array = jnp.asarray(values)
+    array = as_array(function, argument, values)
     if array.shape != shape:
         remedy = "One value per position: 0 = in use, 1 = padded."
         if array.shape == shape[:-1]:
             remedy = f"For lengths, pass lengths_to_paddings(lengths, {shape[-1]})."
+        elif len(shape) == 2 and array.shape == shape[::-1]:
+            remedy = "The batch comes first, in all arguments: see jnp.swapaxes."
         fail(function, argument, f"have shape {shape}", array.shape, remedy)
+    if not _is(array, jnp.bool_, jnp.integer, jnp.floating):
+        fail(function, argument, "be booleans or real numbers, nonzero = padded", _kind(array))
     return array.astype(bool)
+
+
+def flags(function: str, **values: Any) -> None:
+    """Options that are True or False, known while tracing."""
+    for argument, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            remedy = "Under jit, mark it static (static_argnames) or close over it."
+            fail(function, argument, "be True or False, and static", _kind(value), remedy)
 
 
 def static_int(function: str, argument: str, value: Any) -> int:
@@ -144,32 +186,50 @@ def class_id(function: str, argument: str, value: Any, classes: int) -> int:
     return index % classes
 
 
-def wildcard(function: str, value: Any, blank: int) -> int:
+def wildcard(function: str, value: Any, blank: int | None = None) -> int:
     """A static id for wildcards: no class has to own it, but padding and the blank do not."""
     index = static_int(function, "wildcard_id", value)
     if index < 0 or index == blank:
-        requirement = f"be an id from 0 on, and not the blank {blank}"
+        requirement = "be an id from 0 on" + (
+            "" if blank is None else f", and not the blank {blank}"
+        )
         fail(function, "wildcard_id", requirement, index, "The number of classes is a good one.")
     return index
 
 
+def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"]) -> str | None:
+    """An axis of the mesh that the classes are spread over, or None.
+
+    `jax.shard_map` has to know that they are: where it does not look (`check_vma=False`), a
+    gradient taken inside it would be multiplied by the number of devices.
+    """
+    if value is None or (_can_spread(jnp.zeros(()), value) and not _can_spread(logits, value)):
+        return value
+    fail(
+        function,
+        "vocab_axis_name",
+        "name an axis of the enclosing jax.shard_map that the classes are spread over",
+        repr(value),
+        "The last entry of their in_specs names it, and check_vma stays True.",
+    )
+
+
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     """One real number, traced or not."""
-    array = jnp.asarray(value)
-    if array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
-        got = f"an array of {array.dtype}{list(array.shape)}"
-        fail(function, argument, "be one real number", got)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    array = as_array(function, argument, value)
+    if array.ndim or not _is(array, jnp.integer, jnp.floating):
+        fail(function, argument, "be one real number", _kind(array))
+    return array if _is(array, jnp.floating) else array.astype(jnp.float32)
 
 
 def real(function: str, argument: str, values: ArrayLike) -> Float[Array, "..."]:
     """Real numbers of any shape; integers and booleans as float32."""
-    array = jnp.asarray(values)
-    if jnp.issubdtype(array.dtype, jnp.floating):
+    array = as_array(function, argument, values)
+    if _is(array, jnp.floating):
         return array
-    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+    if _is(array, jnp.bool_, jnp.integer):
         return array.astype(jnp.float32)
-    fail(function, argument, "be real numbers", array.dtype)
+    fail(function, argument, "be real numbers", _kind(array))
 
 
 def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -183,10 +243,10 @@ def lengths(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Int[Array, "..."]:
     """One integer per example."""
-    array = jnp.asarray(values)
-    if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
-        got = f"an array of {array.dtype}{list(array.shape)}"
-        fail(function, argument, f"be integers of shape {shape}, one per example", got)
+    array = as_array(function, argument, values)
+    if array.shape != shape or not _is(array, jnp.integer):
+        requirement = f"be integers of shape {shape}, one per example"
+        fail(function, argument, requirement, _kind(array))
     return array.astype(jnp.int32)
 
 
@@ -194,9 +254,9 @@ def per_class(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Float[Array, "*B 1 K"]:
     """One number per class, for all examples or for each, ready to meet scores of `shape`."""
-    array, batch, classes = jnp.asarray(values), shape[:-2], shape[-1]
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        fail(function, argument, "be real numbers", array.dtype)
+    array, batch, classes = as_array(function, argument, values), shape[:-2], shape[-1]
+    if not _is(array, jnp.floating):
+        fail(function, argument, "be real numbers", _kind(array))
     if array.shape == (classes,):
         array = jnp.broadcast_to(array, (*batch, classes))
     if array.shape != (*batch, classes):
@@ -208,4 +268,19 @@ def per_class(
 def _kind(value: Any) -> str:
     if isinstance(value, Array | np.ndarray):
         return f"an array of {value.dtype}{list(value.shape)}"
-    return f"{value!r} of type {type(value).__name__}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
+
+
+def _is(array: Array, *kinds: Any) -> bool:
+    return any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
+
+
+def _can_spread(array: Array, axis: str) -> bool:
+    """Whether `jax.shard_map` takes an array for the same on all devices along an axis of it."""
+    try:
+        lax.pcast(array, axis, to="varying")
+    except (AssertionError, NameError, ValueError):  # the first for an axis of no mesh
+        return False
+    return True

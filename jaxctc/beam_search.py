@@ -21,8 +21,9 @@ from jaxctc.alignment import forced_align
 from jaxctc.automata import Automaton
 from jaxctc.decoding import Hypotheses
 from jaxctc.language_models import as_language_model
-from jaxctc.prefixes import Guide, Prefixes, Pruning, next_prefixes, where
+from jaxctc.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
 from jaxctc.scores import in_use
+from jaxctc.sharding import varying_like
 
 
 class BeamState(NamedTuple):
@@ -116,6 +117,7 @@ def prefix_beam_search(
       with recurrent neural networks", section 7.5.
     """
     function = "prefix_beam_search"
+    _checks.flags(function, times=times)
     scores = _checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
@@ -309,6 +311,7 @@ def _search(
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     *batch, frames, classes = scores.shape
+    _checks.flags(function, logits_normalized=logits_normalized)
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)
@@ -345,12 +348,12 @@ def _chunk(
     if scores.shape[1] == 0:
         return state
 
-    def one(prefixes, frame, used):
-        return next_prefixes(prefixes, frame, used, guide, pruning)
+    def one(prefixes, frame, used, choose=both):
+        return next_prefixes(prefixes, frame, used, guide, pruning, choose)
 
     def alone(*batched):
         # Without vmap, the branch that a frame does not take is not computed.
-        single = one(*jax.tree.map(lambda leaf: leaf[0], batched))
+        single = one(*jax.tree.map(lambda leaf: leaf[0], batched), choose=lax.cond)
         return jax.tree.map(lambda leaf: leaf[None], single)
 
     take = alone if scores.shape[0] == 1 else jax.vmap(one)
@@ -361,7 +364,8 @@ def _chunk(
         return take(prefixes, in_use(frame, used), used)
 
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
-    prefixes, (parents, tokens) = lax.scan(step, state.prefixes, places)
+    first = varying_like(state.prefixes, scores, is_frame)
+    prefixes, (parents, tokens) = lax.scan(step, first, places)
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
     labels = _read_back(state, parents, tokens)
     return BeamState(labels, prefixes, state.is_nan | bad)
@@ -383,6 +387,7 @@ def _read_back(
         return jnp.take_along_axis(parents, slots, axis=-1), token
 
     slots = jnp.broadcast_to(jnp.arange(parents.shape[-1], dtype=jnp.int32), parents.shape[1:])
+    slots = varying_like(slots, parents)
     slots, added = lax.scan(step, slots, (parents, tokens), reverse=True)
     labels = jnp.take_along_axis(state.labels, slots[..., None], axis=1)
     lengths = jnp.take_along_axis(state.prefixes.lengths, slots, axis=1)

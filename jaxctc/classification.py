@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
@@ -139,7 +138,7 @@ def binary_cross_entropy(
     safe = jnp.where(counts & ~jnp.isinf(values), values, -jnp.ones_like(values))
     target = jnp.where(counts, target, jnp.zeros_like(target))
     if _checks.choice(function, "estimated_type", estimated_type, _TYPES) == "logits":
-        loss = optax.sigmoid_binary_cross_entropy(safe, target)
+        loss = _optax().sigmoid_binary_cross_entropy(safe, target)
         excluded = jnp.where(values > 0, 1 - target, target)
         price = _price(~jnp.isinf(values), excluded, log_zero)
         loss = jnp.where(jnp.isinf(values), excluded * price, loss)
@@ -170,7 +169,7 @@ def squared_error(
       [4. 0.]
     """
     values, target = _same_shape("squared_error", estimated, target)
-    return jnp.asarray(optax.squared_error(values, target))
+    return jnp.asarray(_optax().squared_error(values, target))
 
 
 def binary_hinge_loss(
@@ -398,7 +397,7 @@ def _loss_of(
     if not scores.are_logits:
         return jnp.sum(_cost(target, scores, log_zero), axis=-1)
     possible = jnp.where(scores.is_possible, target, jnp.zeros_like(target))
-    loss = jnp.asarray(optax.softmax_cross_entropy(scores.values, possible))
+    loss = jnp.asarray(_optax().softmax_cross_entropy(scores.values, possible))
     return loss + jnp.sum(target * _price(scores.is_possible, target, log_zero), axis=-1)
 
 
@@ -408,7 +407,7 @@ def _loss_of_ids(
     ids, exists = _ids(target, scores.values.shape[-1])
     exists &= jnp.take_along_axis(scores.is_possible, ids, axis=-1)
     if scores.are_logits:
-        loss = optax.softmax_cross_entropy_with_integer_labels(scores.values, ids[..., 0])
+        loss = _optax().softmax_cross_entropy_with_integer_labels(scores.values, ids[..., 0])
     else:
         loss = 0 - jnp.take_along_axis(scores.values, ids, axis=-1)[..., 0]
     loss = jnp.where(exists[..., 0], loss, -log_zero)
@@ -427,7 +426,7 @@ def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array
 
 def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
-    array = jnp.asarray(target)
+    array = _checks.as_array(function, "target", target)
     if array.shape == shape[:-1]:
         return _checks.class_ids(function, "target", array[..., None])[..., 0]
     given = list(shape[:-1])
@@ -474,3 +473,10 @@ def _same_shape(
         requirement = f"have the shape of estimated, {values.shape}"
         _checks.fail(function, "target", requirement, truth.shape)
     return values, truth.astype(values.dtype)
+
+
+def _optax():
+    """Only when it is needed: importing it takes as long as all of this package."""
+    import optax
+
+    return optax

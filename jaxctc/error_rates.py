@@ -284,7 +284,7 @@ def _side(
 def _id_list(
     function: str, argument: str, values: ArrayLike | Sequence[int], ids: Int[Array, "*B L"]
 ) -> Int[Array, "I"]:
-    array = _checks.token_ids(function, argument, jnp.asarray(values))
+    array = _checks.token_ids(function, argument, _checks.as_array(function, argument, values))
     if array.ndim != 1:
         _checks.fail(function, argument, "have one axis", array.shape)
     return array.astype(ids.dtype)

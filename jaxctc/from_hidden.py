@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc import _checks
 from jaxctc.loss import loss_and_gradient, without_infinity
 from jaxctc.scores import Reading, finite_scale, in_use, widen
+from jaxctc.sharding import varying_like
 
 
 class _Layer(NamedTuple):
@@ -107,6 +108,7 @@ def ctc_loss_from_hidden(
         offset = _checks.real(function, "bias", bias)
     if offset.shape != (classes,):
         _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
+    _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
     how = _How(
         _checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
@@ -114,7 +116,8 @@ def ctc_loss_from_hidden(
         precision,
     )
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
-    loss = _compiled_loss(how, _Layer(inputs.logits, matrix, offset), targets)
+    layer = _Layer(inputs.logits, matrix, offset)
+    loss = _compiled_loss(how, varying_like(layer, *layer, *targets), targets)
     return without_infinity(loss, log_epsilon, zero_infinity)
 
 
@@ -165,7 +168,7 @@ def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
         return to_hidden, _put(to_kernel, here, start, 1), _put(to_bias, there, start, 0)
 
     nothing = (
-        jnp.zeros(layer.hidden.shape, few.dtype),
+        jnp.zeros_like(layer.hidden, few.dtype),
         jnp.zeros_like(layer.kernel),
         jnp.zeros_like(layer.bias),
     )
@@ -219,7 +222,10 @@ def _normaliser(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[A
 
     shape = layer.hidden.shape[:-1]
     dtype = jax.eval_shape(lambda: _logits(how, layer, 0, 1)).dtype
-    nothing = jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
+    nothing = (
+        jnp.full_like(layer.hidden, -jnp.inf, dtype, shape),
+        jnp.zeros_like(layer.hidden, dtype, shape),
+    )
     largest, total = _over_blocks(how, one, nothing, layer.bias.shape[0])
     return finite_scale(largest), jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
 

@@ -28,6 +28,7 @@ from jaxctc.padding import (
     scatter_in_order,
 )
 from jaxctc.scores import Reading, finite_scale, normaliser, widen
+from jaxctc.sharding import local_ids, number_of_classes, sum_over, varying_like
 
 
 class Wildcards(NamedTuple):
@@ -52,7 +53,10 @@ class Lattice(NamedTuple):
 
     scores: Float[Array, "*B T K"]
     """As given. Frames are read at their labels when their turn comes (`frame_scores`): a table for
-    all of them would be N / K times as large, and takes longer to make."""
+    all of them would be N / K times as large, and takes longer to make. Where the classes lie on
+    several devices, there is one nevertheless, `[*B, T, N + 1]`, the same on all of them."""
+    columns: Int[Array, "*B N"]
+    """Where in the scores each label stands; some column for what is no label."""
     blank_scores: Float[Array, "T *B"]
     scales: Float[Array, "T *B"]
     """No score of a blank or a label in the frame is larger."""
@@ -87,25 +91,29 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
         is_wildcard = inputs.is_label & (inputs.labels == reading.wildcard)
     is_own = inputs.is_label & ~is_wildcard
     labels = pack_left(inputs.labels, is_own)
-    count = paddings_to_lengths(~is_own)
-    is_label = is_emittable(labels, inputs.logits.shape[-1], reading.blank)
+    scores, columns, blank = _table(inputs.logits, labels, reading)
+    count = varying_like(paddings_to_lengths(~is_own), scores, inputs.is_frame, labels)
+    classes = number_of_classes(inputs.logits, reading.vocab_axis)
+    is_label = is_emittable(labels, classes, reading.blank)
     is_label &= ~lengths_to_paddings(count, labels.shape[-1])
 
-    blank_scores = widen(inputs.logits[..., reading.blank])
+    blank_scores = widen(scores[..., blank])
     wildcards = None
     if reading.wildcard is not None:
         absorbed = widen(inputs.logits[..., reading.wildcard])
         wildcards = Wildcards(jnp.moveaxis(absorbed, -1, 0), _gaps(is_wildcard, is_own))
     if reading.logits_normalized:
-        largest = jnp.maximum(blank_scores, _largest(inputs.logits, labels, is_label))
+        largest = jnp.maximum(blank_scores, _largest(scores, columns, is_label))
         if reading.wildcard is not None:
             largest = jnp.maximum(largest, widen(inputs.logits[..., reading.wildcard]))
         scales = offsets = finite_scale(largest)  # NaN and +inf pass into it
     else:
-        scales, log_sum = normaliser(inputs.logits)  # NaN if any class is NaN or +inf
+        # NaN if any class is NaN or +inf
+        scales, log_sum = normaliser(inputs.logits, reading.vocab_axis)
         offsets = -log_sum
     return Lattice(
-        scores=inputs.logits,
+        scores=scores,
+        columns=columns,
         blank_scores=jnp.moveaxis(blank_scores, -1, 0),
         scales=jnp.moveaxis(scales, -1, 0),
         offsets=jnp.moveaxis(jnp.where(inputs.is_frame, offsets, jnp.zeros_like(offsets)), -1, 0),
@@ -127,9 +135,7 @@ def frame_scores(lattice: Lattice, frames: Int[Array, "F *D"]) -> Float[Array, "
 
     Where a lattice and its mirror image lie side by side (`jaxctc.steps`), each has its own frames.
     """
-    last_class = jnp.asarray(lattice.scores.shape[-1] - 1, jnp.int32)
-    columns = jnp.clip(lattice.labels, jnp.zeros_like(last_class), last_class)
-    single = frames.ndim == 1
+    columns, single = lattice.columns, frames.ndim == 1
     if single:
         frames, columns = frames[:, None], columns[None]
 
@@ -153,6 +159,26 @@ def as_given(
     last = jnp.full_like(values, nothing, shape=(*values.shape[:-1], 1))
     places = jnp.minimum(lattice.places, jnp.asarray(width, jnp.int32))
     return _columns(jnp.concatenate([values, last], axis=-1), places)
+
+
+def _table(
+    logits: Float[Array, "*B T K"], labels: Int[Array, "*B N"], reading: Reading
+) -> tuple[Float[Array, "*B T M"], Int[Array, "*B N"], int]:
+    """Scores, and in which of their columns the labels and the blank stand.
+
+    They are the logits themselves or, if no device has all of those, blank and labels alone, each
+    from the one device that has it.
+    """
+    classes, axis = logits.shape[-1], reading.vocab_axis
+    if axis is None:
+        last_class = jnp.asarray(classes - 1, jnp.int32)
+        return logits, jnp.clip(labels, jnp.zeros_like(last_class), last_class), reading.blank
+    blank = jnp.full_like(labels, reading.blank, shape=(*labels.shape[:-1], 1))
+    ids = local_ids(jnp.concatenate([blank, labels], axis=-1), classes, axis)
+    here = _columns(logits, ids)
+    here = jnp.where((ids < classes)[..., None, :], here, jnp.zeros_like(here))
+    columns = jnp.broadcast_to(jnp.arange(1, ids.shape[-1], dtype=jnp.int32), labels.shape)
+    return sum_over(axis, here), columns, 0
 
 
 def _largest(
@@ -316,5 +342,6 @@ def collapse(
     path = _checks.class_ids("collapse", "frame_labels", frame_labels)
     padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
     blank = _checks.static_int("collapse", "blank_id", blank_id)
+    _checks.flags("collapse", label_loop=label_loop)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

@@ -22,6 +22,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Int, UInt32
 
+from jaxctc.sharding import varying_like
+
 _ROWS = 32
 _NO, _ONE, _TWO = np.uint32(0), np.uint32(1), np.uint32(2)
 _FIRST, _SECOND = np.int32(0), np.int32(1)
@@ -163,9 +165,10 @@ def _columns(
         kept = (column.rises, column.falls, equal) if keep else ()
         return _Column(rises, falls, spelled, passed), kept
 
-    none = jnp.zeros((words, examples), jnp.uint32)
-    above = jnp.ones((1, examples), jnp.uint32)  # row 0 of D increases with every column
+    none = jnp.zeros_like(ref.rows)
+    above = jnp.ones_like(none[:1])  # row 0 of D increases with every column
     start = _Column(ref.rows, none, none, jnp.concatenate([above, none]))
+    start = varying_like(start, tokens, used, ref.tokens)
     places = jnp.arange(length + late - 1, -1, -1, dtype=jnp.int32)
     return lax.scan(step, start, places)
 
@@ -250,7 +253,8 @@ def _walk_back(
         partner = jnp.where(is_column & is_pair, row, jnp.zeros_like(row)) - 1
         return (risen, left, in_ending), partner
 
-    start = rises, jnp.full(examples, words * _ROWS, jnp.int32), jnp.ones(examples, bool)
+    rows_left = jnp.full(examples, words * _ROWS, jnp.int32)
+    start = varying_like((rises, rows_left, jnp.ones(examples, bool)), rises, is_column)
     places = jnp.arange(is_column.shape[0], dtype=jnp.int32)
     return lax.scan(step, start, (places, is_column), reverse=True)[1]
 

@@ -16,6 +16,7 @@ from jaxctc.posteriors import log_rows, occupancies
 from jaxctc.recursions import Shares, shares, total
 from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
 from jaxctc.semirings import LOG, MAX, Semiring
+from jaxctc.sharding import local_ids, sum_over
 
 
 class LossAndForwardProbs(NamedTuple):
@@ -45,6 +46,7 @@ def ctc_loss(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    vocab_axis_name: str | None = None,
 ) -> Float[Array, "*B"]:
     r"""Negative log-probability of `labels`, summed over all their alignments, in nats.
 
@@ -82,6 +84,12 @@ def ctc_loss(
         says so; some frames can be explained in two ways, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
+      vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are
+        spread over, in their order and in equal parts (fill up with -inf logits). `logits` and
+        `label_priors` then hold the classes of one device, and everything else is the same on
+        all devices of the axis: labels and `blank_id`, which count all classes, and the loss.
+        They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
+        per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -93,7 +101,8 @@ def ctc_loss(
 
     Raises:
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
-        `wildcard_id` is negative or the blank.
+        `wildcard_id` is negative or the blank, `vocab_axis_name` does not name an axis that
+        `jax.shard_map` knows the classes to vary over.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:
@@ -105,6 +114,18 @@ def ctc_loss(
 
       >>> float(ctc_loss(jnp.zeros((2, 2)), None, jnp.array([2]), None, wildcard_id=2))
       0.0
+
+      On several devices, examples along one axis of the mesh and classes along another:
+
+      >>> batch, axis_types = jax.P("batch"), (jax.sharding.AxisType.Auto,) * 2
+      >>> spread = jax.shard_map(
+      ...     functools.partial(ctc_loss, vocab_axis_name="vocab"),
+      ...     mesh=jax.make_mesh((1, 1), ("batch", "vocab"), axis_types),
+      ...     in_specs=(jax.P("batch", None, "vocab"), batch, batch, batch),
+      ...     out_specs=batch,
+      ... )
+      >>> spread(jnp.zeros((1, 2, 2)), None, jnp.array([[1]]), None).round(4)
+      Array([0.2877], dtype=float32)
 
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1. Without loops:
@@ -120,7 +141,9 @@ def ctc_loss(
         prior_scale,
         wildcard_id,
         wildcard_penalty,
+        vocab_axis_name,
     )
+    _checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
     return without_infinity(_compiled_loss(reading, max_approx, inputs), log_epsilon, zero_infinity)
 
@@ -212,7 +235,8 @@ def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
 def _loss_jvp(reading, primals, tangents):
     (inputs,) = primals
     loss, gradient = loss_and_gradient(reading, inputs)
-    return loss, _along(gradient, tangents[0].logits, inputs.is_frame)
+    movement = _along(gradient, tangents[0].logits, inputs.is_frame)
+    return loss, sum_over(reading.vocab_axis, movement)
 
 
 # The checkpoint is there for reverse mode to keep its three arguments as they are, the gradient
@@ -229,9 +253,10 @@ def loss_and_gradient(
     """Of each example, the gradient of its own loss."""
     semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
     # With few classes, tables of labels would be what takes the most memory.
-    classes, labels = inputs.logits.shape[-1], lattice.labels
-    fold = functools.partial(sum_by_class, labels=labels, classes=classes)
-    whole, parts = shares(lattice, semiring, fold if classes <= labels.shape[-1] else None)
+    classes, fold = inputs.logits.shape[-1], None
+    if _is_folded(reading, classes, lattice):
+        fold = functools.partial(sum_by_class, labels=lattice.labels, classes=classes)
+    whole, parts = shares(lattice, semiring, fold)
     log_total = semiring.decode(whole)
     gradient = _gradient(reading, inputs, lattice, log_total > -jnp.inf, parts)
     return _nats(log_total, lattice, reading), gradient
@@ -260,6 +285,14 @@ def _plain_loss(
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
+def _is_folded(reading: Reading, classes: int, lattice: Lattice) -> bool:
+    """Whether shares of labels become shares of classes block by block, and not at the end.
+
+    The recursion is the same on all devices that classes are spread over, the classes are not.
+    """
+    return classes <= lattice.labels.shape[-1] and reading.vocab_axis is None
+
+
 def _nats(log_total: Float[Array, "*B"], lattice: Lattice, reading: Reading) -> Float[Array, "*B"]:
     impossible = log_total == -jnp.inf
     loss = 0 - (log_total + sum_over_frames(lattice.offsets))  # and not -0
@@ -280,13 +313,15 @@ def _gradient(
     parts: Shares,
 ) -> Float[Array, "*B T K"]:
     """softmax - occupancy, or -occupancy alone where the logits are log-probabilities."""
-    classes = inputs.logits.shape[-1]
+    classes, axis = inputs.logits.shape[-1], reading.vocab_axis
     found = occupancies(lattice, feasible, parts)
     column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
     by_class = found.label
-    if classes > lattice.labels.shape[-1]:
-        by_class = spread_over_classes(found.label, lattice.labels, classes)
-    by_class = jnp.where(column == reading.blank, found.blank[..., None], by_class)
+    if not _is_folded(reading, classes, lattice):
+        labels = local_ids(lattice.labels, classes, axis)
+        by_class = spread_over_classes(found.label, labels, classes)
+    blank = local_ids(jnp.asarray(reading.blank, jnp.int32), classes, axis)
+    by_class = jnp.where(column == blank, found.blank[..., None], by_class)
     if found.gap is not None:
         absorbed = jnp.sum(found.gap, axis=-1, keepdims=True)
         by_class = jnp.where(column == reading.wildcard, absorbed, by_class)

@@ -96,6 +96,7 @@ def reduce_loss(
       2.0 WeightedSum(sum=Array(4., dtype=float32), weight=Array(2., dtype=float32))
     """
     function = "reduce_loss"
+    _checks.flags(function, drop_infeasible=drop_infeasible)
     values = _checks.real(function, "loss", loss)
     counts = ~_checks.paddings(function, "example_paddings", example_paddings, values.shape)
     if drop_infeasible:

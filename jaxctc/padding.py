@@ -5,7 +5,7 @@ anywhere: every function of this library behaves as if they were not there.
 """
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -28,16 +28,17 @@ def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[
       Booleans, True where padded.
 
     Raises:
-      ValueError: if `lengths` are not integers or `max_length` is not a static integer.
+      ValueError: if `lengths` are not integers or `max_length` is not a static one, from 0 on.
 
     Example:
       >>> lengths_to_paddings(jnp.array([1, 3]), 3).astype(int).tolist()
       [[0, 1, 1], [0, 0, 0]]
     """
-    counts = jnp.asarray(lengths)
+    counts = _checks.as_array("lengths_to_paddings", "lengths", lengths)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
-        _checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype)
-    size = _checks.static_int("lengths_to_paddings", "max_length", max_length)
+        remedy = "Whole frames remain of a stride: see // instead of /."
+        _checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype, remedy)
+    size = _checks.count("lengths_to_paddings", "max_length", max_length)
     positions = jnp.arange(size, dtype=jnp.int32)
     return jnp.expand_dims(positions, range(counts.ndim)) >= counts.astype(jnp.int32)[..., None]
 
@@ -58,7 +59,7 @@ def paddings_to_lengths(paddings: Shaped[ArrayLike, "*B L"]) -> Int[Array, "*B"]
       >>> paddings_to_lengths(jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])).tolist()
       [1, 3]
     """
-    array = jnp.asarray(paddings)
+    array = _checks.as_array("paddings_to_lengths", "paddings", paddings)
     if array.ndim < 1:
         _checks.fail("paddings_to_lengths", "paddings", "have shape [*B, L]", array.shape)
     return jnp.sum(~array.astype(bool), axis=-1, dtype=jnp.int32)
@@ -100,6 +101,7 @@ def required_frames(
     label_paddings: Shaped[ArrayLike, "*B N"] | None = None,
     *,
     label_loop: bool = True,
+    wildcard_id: int | None = None,
 ) -> Int[Array, "*B"]:
     """Fewest frames that can carry the labels: one each, and a blank between equal neighbours.
 
@@ -107,13 +109,15 @@ def required_frames(
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
       label_loop: static; as of `ctc_loss`: without loops, neighbours need no blank.
+      wildcard_id: as of `ctc_loss`. A wildcard needs no frame, and does not part equal
+        neighbours: one frame between them is absorbed or a blank.
 
     Returns:
-      `N + (adjacent repeats)` over the labels in use, `N` without loops, in frames; 0 for empty
-      labels.
+      `N + (adjacent repeats)` over the labels in use, wildcards left out, `N` without loops, in
+      frames; 0 for empty labels.
 
     Raises:
-      ValueError: if `labels` are not integers or the shapes differ.
+      ValueError: if `labels` are not integers, the shapes differ or `wildcard_id` is negative.
 
     Example:
       "aab" needs a blank between its two a's:
@@ -126,6 +130,9 @@ def required_frames(
     """
     ids = _checks.class_ids("required_frames", "labels", labels)
     padded = _checks.paddings("required_frames", "label_paddings", label_paddings, ids.shape)
+    _checks.flags("required_frames", label_loop=label_loop)
+    if wildcard_id is not None:
+        padded |= ids == _checks.wildcard("required_frames", wildcard_id)
     packed = pack_left(ids, ~padded)
     count = paddings_to_lengths(padded)
     if not label_loop:
@@ -141,6 +148,7 @@ def is_feasible(
     *,
     blank_id: int = 0,
     label_loop: bool = True,
+    wildcard_id: int | None = None,
 ) -> Bool[Array, "*B"]:
     """True where some alignment exists: enough frames, and every label a class but the blank.
 
@@ -154,13 +162,14 @@ def is_feasible(
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
       blank_id: static class id of the blank; a negative one counts from the last class.
-      label_loop: static; as of `ctc_loss`.
+      label_loop, wildcard_id: as of `ctc_loss`; both static.
 
     Returns:
       One boolean per example.
 
     Raises:
-      ValueError: if shapes disagree or `blank_id` is not a class.
+      ValueError: if shapes disagree, `blank_id` is not a class, or `wildcard_id` is negative or
+        the blank.
 
     Example:
       >>> is_feasible(jnp.zeros((3, 4)), None, jnp.array([1, 1]), None).item()
@@ -168,13 +177,9 @@ def is_feasible(
       >>> is_feasible(jnp.zeros((2, 4)), None, jnp.array([1, 1]), None).item()
       False
     """
-    inputs = _checks.ctc_inputs("is_feasible", logits, logit_paddings, labels, label_paddings)
-    classes = inputs.logits.shape[-1]
-    blank = _checks.class_id("is_feasible", "blank_id", blank_id, classes)
-    exists = is_emittable(inputs.labels, classes, blank) | ~inputs.is_label
-    frames = paddings_to_lengths(~inputs.is_frame)
-    required = required_frames(inputs.labels, ~inputs.is_label, label_loop=label_loop)
-    return (required <= frames) & jnp.all(exists, axis=-1)
+    arguments = logits, logit_paddings, labels, label_paddings
+    needs = _needs("is_feasible", arguments, blank_id, label_loop, wildcard_id)
+    return (needs.required <= needs.frames) & ~jnp.any(needs.is_unknown, axis=-1)
 
 
 def validate(
@@ -185,11 +190,16 @@ def validate(
     *,
     blank_id: int = 0,
     label_loop: bool = True,
+    wildcard_id: int | None = None,
 ) -> None:
     """Raises for the first example whose data would make its loss infinite or NaN.
 
     It looks at values, so it is for the host. Under `jit` the same call works inside a function
     given to `jax.experimental.checkify.checkify`, which then returns the same message as an error.
+
+    Paddings that are inverted (masks, 1 = in use) or lengths are seen where they spoil a loss, and
+    the message asks after them. They pass where labels happen to fit what they leave, and where
+    they leave nothing at all, which is legal and costs 0; `paddings_to_lengths` shows what is left.
 
     Args:
       logits: scores over classes.
@@ -197,12 +207,13 @@ def validate(
       labels: class ids.
       label_paddings: nonzero where padded; None pads nothing.
       blank_id: static class id of the blank; a negative one counts from the last class.
-      label_loop: static; as of `ctc_loss`.
+      label_loop, wildcard_id: as of `ctc_loss`; both static.
 
     Raises:
-      ValueError: if shapes disagree or `blank_id` is not a class; if a label in use is the
-        blank or no class at all; if there are fewer frames than the labels require; if a
-        frame in use holds NaN or +inf. The message names the example.
+      ValueError: if shapes disagree, `blank_id` is not a class, or `wildcard_id` is negative or
+        the blank; if a label in use is the blank or no class at all; if there are fewer frames
+        than the labels require; if a frame in use holds NaN or +inf. The message names the
+        example.
 
     Example:
       >>> validate(jnp.zeros((1, 2, 4)), None, jnp.array([[3, 3]]), None)
@@ -211,31 +222,36 @@ def validate(
       ValueError: validate: labels of example 0 must fit into its frames; got 2 frames for \
 labels that require 3. Repeated labels need a blank between them: see required_frames.
     """
-    inputs = _checks.ctc_inputs("validate", logits, logit_paddings, labels, label_paddings)
-    classes = inputs.logits.shape[-1]
-    blank = _checks.class_id("validate", "blank_id", blank_id, classes)
-    batch = inputs.logits.ndim - 2
-    _demand(
-        inputs.is_label & ~is_emittable(inputs.labels, classes, blank),
-        batch,
-        "labels",
-        f"be class ids in [0, {classes}) other than the blank {blank}",
-        "{id} at position {at0}",
-        "If this entry is padding, say so in label_paddings (see label_paddings_from).",
-        id=inputs.labels,
+    arguments = logits, logit_paddings, labels, label_paddings
+    needs = _needs("validate", arguments, blank_id, label_loop, wildcard_id)
+    inputs = needs.inputs
+    batch, classes = inputs.logits.ndim - 2, inputs.logits.shape[-1]
+    remedy = (
+        "If this entry is padding, say so in label_paddings (see label_paddings_from); if not, "
+        "the model needs a class for it, beside the blank."
     )
-    required = required_frames(inputs.labels, ~inputs.is_label, label_loop=label_loop)
-    frames = paddings_to_lengths(~inputs.is_frame)
-    _demand(
-        required > frames,
-        batch,
-        "labels",
-        "fit into its frames",
-        "{frames} frames for labels that require {required}",
-        "Repeated labels need a blank between them: see required_frames.",
-        frames=frames,
-        required=required,
-    )
+    for faults, doubt in _by_doubt(needs.is_unknown, inputs.is_label, "label_paddings"):
+        _demand(
+            faults,
+            batch,
+            "labels",
+            f"be class ids in [0, {classes}) other than the blank {needs.blank}",
+            "{id} at position {at0}",
+            remedy + doubt,
+            id=inputs.labels,
+        )
+    too_short = needs.required > needs.frames
+    for faults, doubt in _by_doubt(too_short, inputs.is_frame, "logit_paddings"):
+        _demand(
+            faults,
+            batch,
+            "labels",
+            "fit into its frames",
+            "{frames} frames for labels that require {required}",
+            "Repeated labels need a blank between them: see required_frames." + doubt,
+            frames=needs.frames,
+            required=needs.required,
+        )
     _demand(
         ~(inputs.logits < jnp.inf) & inputs.is_frame[..., None],
         batch,
@@ -245,6 +261,51 @@ labels that require 3. Repeated labels need a blank between them: see required_f
         "The loss of this example is NaN.",
         score=inputs.logits.astype(jnp.float32),
     )
+
+
+class _Needs(NamedTuple):
+    """What decides whether labels have an alignment."""
+
+    inputs: _checks.CtcInputs
+    blank: int
+    is_unknown: Bool[Array, "*B N"]
+    """True for a label in use that no frame can emit."""
+    required: Int[Array, "*B"]
+    frames: Int[Array, "*B"]
+    """How many are in use."""
+
+
+def _needs(
+    function: str,
+    arguments: tuple[ArrayLike, ArrayLike | None, ArrayLike, ArrayLike | None],
+    blank_id: int,
+    label_loop: bool,
+    wildcard_id: int | None,
+) -> _Needs:
+    inputs = _checks.ctc_inputs(function, *arguments)
+    classes = inputs.logits.shape[-1]
+    blank = _checks.class_id(function, "blank_id", blank_id, classes)
+    _checks.flags(function, label_loop=label_loop)
+    is_own = inputs.is_label  # labels but for wildcards
+    if wildcard_id is not None:
+        is_own &= inputs.labels != _checks.wildcard(function, wildcard_id, blank)
+    return _Needs(
+        inputs,
+        blank,
+        is_own & ~is_emittable(inputs.labels, classes, blank),
+        required_frames(inputs.labels, ~is_own, label_loop=label_loop),
+        paddings_to_lengths(~inputs.is_frame),
+    )
+
+
+def _by_doubt(
+    faults: Bool[Array, "..."], is_used: Bool[Array, "*B L"], paddings: str
+) -> tuple[tuple[Bool[Array, "..."], str], tuple[Bool[Array, "..."], str]]:
+    """Faults of examples that begin with padding, which is legal and unusual, and the others."""
+    begins_padded = jnp.any(~is_used[..., :1], axis=-1)
+    begins_padded = jnp.expand_dims(begins_padded, range(begins_padded.ndim, faults.ndim))
+    doubt = f" Its first entry is padded: are {paddings} a mask, or lengths? Nonzero is padding."
+    return (faults & begins_padded, doubt), (faults & ~begins_padded, "")
 
 
 def _demand(

@@ -256,6 +256,7 @@ class _Window(NamedTuple):
             in_gap = _slice(wildcards.in_gap, start, width + 1)
             wildcards = wildcards._replace(in_gap=in_gap)
         return here._replace(
+            columns=_slice(here.columns, start, width),
             labels=_slice(here.labels, start, width),
             is_label=_slice(here.is_label, start, width),
             can_skip=_slice(here.can_skip, start, width),

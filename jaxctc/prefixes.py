@@ -12,6 +12,7 @@ are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if th
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc.language_models import LanguageModel
 from jaxctc.scores import finite_scale, normaliser
+from jaxctc.sharding import varying_like
 
 
 class Prefixes(NamedTuple):
@@ -100,8 +102,12 @@ def next_prefixes(
     used: Bool[Array, ""],
     guide: Guide,
     pruning: Pruning,
+    choose: Callable[..., Any] = lax.cond,
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The beam behind one frame of one example; where each prefix came from, and by which token."""
+    """The beam behind one frame of one example; where each prefix came from, and by which token.
+
+    What the frame does not call for is not computed, or is, as `choose` has it.
+    """
     log_probs = frame.astype(prefixes.blank.dtype)
     if not pruning.logits_normalized:
         largest, log_sum = normaliser(log_probs)
@@ -116,13 +122,18 @@ def next_prefixes(
         label = jnp.full_like(blank, -jnp.inf)
         kept = _centred(prefixes._replace(blank=blank, label=label))
         kept = jax.tree.map(lambda new, old: jnp.where(used, new, old), kept, prefixes)
-        slots = jnp.arange(blank.shape[0], dtype=jnp.int32)
+        slots = varying_like(jnp.arange(blank.shape[0], dtype=jnp.int32), kept.last)
         return kept, (slots, jnp.full_like(slots, -1))
 
     def go_on():
         return _extended(prefixes, log_probs, guide, pruning)
 
-    return lax.cond(adds, go_on, stay)
+    return choose(adds, go_on, stay)
+
+
+def both(is_so: Bool[Array, ""], one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """`lax.cond` as `vmap` has it, of which `jax.shard_map` does not accept JAX's own version."""
+    return jax.tree.map(lambda yes, no: jnp.where(is_so, yes, no), one(), other())
 
 
 def _extended(

@@ -102,10 +102,10 @@ def shares(
 
     def empty(width: int) -> Array:
         shape = (*lattice.label_count.shape, 2 * blocks.half, width)
-        return jnp.zeros(shape, lattice.scales.dtype)
+        return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
 
-    scores = empty(labels) if fold is None else None
-    (states, scores), stored = _to_the_middle(pair, semiring, keep, scores)
+    table = empty(labels) if fold is None else None
+    (states, table), stored = _to_the_middle(pair, semiring, keep, table)
     whole = _meet(states, pair, semiring)
     wide = jax.tree.map(lambda part: part[None, ..., None], whole)
 
@@ -118,14 +118,15 @@ def shares(
             _, kept = _through(kept, frames, pair, semiring)
         states, parts = _back_through(states, kept, frames, wide, pair, semiring)
         label = blocks.put(found.label, parts.label, index, fold)
-        gap = None if found.gap is None else blocks.put(found.gap, parts.gap, index)
+        gap = found.gap
+        if gap is not None and parts.gap is not None:
+            gap = blocks.put(gap, parts.gap, index)
         return (_tidy(states, semiring), Shares(label, gap)), None
 
-    found = Shares(
-        scores if fold is None else empty(jax.eval_shape(fold, empty(labels)).shape[-1]),
-        None if lattice.wildcards is None else empty(labels + 1),
-    )
-    start = _exchange(states), found
+    if fold is not None:
+        table = empty(jax.eval_shape(fold, empty(labels)).shape[-1])
+    gap = None if lattice.wildcards is None else empty(labels + 1)
+    start = _exchange(states), Shares(table, gap)
     (_, found), _ = lax.scan(block, start, (blocks.indices, stored), reverse=True)
     return whole, jax.tree.map(lambda part: part[..., :given, :], found)
 
@@ -188,7 +189,10 @@ def entropy(lattice: Lattice, semiring: Semiring) -> Float[Array, "*B"]:
 
     start = virtual_row(jnp.zeros_like(lattice.label_count), lattice, semiring)
     shape, dtype = lattice.can_skip.shape, lattice.scales.dtype
-    none = States(jnp.zeros((*shape[:-1], shape[-1] + 1), dtype), jnp.zeros(shape, dtype))
+    none = States(
+        jnp.zeros_like(lattice.label_count, dtype, (*shape[:-1], shape[-1] + 1)),
+        jnp.zeros_like(lattice.label_count, dtype, shape),
+    )
     frames = jnp.arange(lattice.is_frame.shape[0], dtype=jnp.int32)
     last, _ = lax.scan(step, (start, none), frames)
     arrived, mixed = arrive_with(*last)
@@ -333,7 +337,7 @@ class _Keep(enum.Enum):
 
 def _to_the_middle(
     pair: Lattice, semiring: Semiring, keep: _Keep, table: Array | None
-) -> tuple[tuple[States, Array | None], Any]:
+) -> tuple[tuple[States, Any], Any]:
     """Both halves up to where they meet, and what is kept of each block.
 
     Labels' scores are left in the table, if there is one.
@@ -361,7 +365,7 @@ def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
 
 def _first_states(pair: Lattice, semiring: Semiring) -> States:
     count = pair.label_count
-    last = jnp.full_like(count, pair.labels.shape[-1])
+    last = jnp.full_like(count, pair.columns.shape[-1])
     return virtual_row(jnp.stack([jnp.zeros_like(count), last - count]), pair, semiring)
 
 

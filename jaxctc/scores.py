@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.semirings import LOG
+from jaxctc.sharding import max_over, number_of_classes, sum_over
 
 
 class Reading(NamedTuple):
@@ -24,6 +25,8 @@ class Reading(NamedTuple):
     label_loop: bool = True
     wildcard: int | None = None
     """The class that stands for whatever a wildcard absorbs; None without wildcards."""
+    vocab_axis: str | None = None
+    """The axis of the mesh that the classes are spread over; None for all of them in one place."""
 
 
 class Options(NamedTuple):
@@ -36,6 +39,7 @@ class Options(NamedTuple):
     prior_scale: Float[ArrayLike, ""] = 1.0
     wildcard_id: int | None = None
     wildcard_penalty: Float[ArrayLike, ""] = 0.0
+    vocab_axis_name: str | None = None
 
 
 def read(
@@ -48,19 +52,30 @@ def read(
 ) -> tuple[Reading, _checks.CtcInputs]:
     """The arguments of a public function, checked, as scores and how to read them."""
     inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    classes = inputs.logits.shape[-1]
+    axis = _checks.vocab_axis(function, options.vocab_axis_name, inputs.logits)
+    classes = number_of_classes(inputs.logits, axis)
     blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
+    _checks.flags(
+        function, logits_normalized=options.logits_normalized, label_loop=options.label_loop
+    )
+    reading = Reading(blank, options.logits_normalized, options.label_loop, vocab_axis=axis)
     if options.label_priors is None and options.wildcard_id is None:
-        return Reading(blank, options.logits_normalized, options.label_loop), inputs
+        return reading, inputs
 
-    scores = _log_probs(inputs, options.logits_normalized)
+    scores = _log_probs(inputs, reading)
+    reading = reading._replace(logits_normalized=True)
     if options.label_priors is not None:
         priors = _checks.per_class(function, "label_priors", options.label_priors, scores.shape)
         scale = _checks.number(function, "prior_scale", options.prior_scale)
         scores -= scale.astype(scores.dtype) * priors.astype(scores.dtype)
     if options.wildcard_id is None:
-        return Reading(blank, True, options.label_loop), inputs._replace(logits=scores)
+        return reading, inputs._replace(logits=scores)
 
+    if axis is not None:
+        remedy = "A wildcard takes what all classes have together: they must lie in one place."
+        _checks.fail(
+            function, "wildcard_id", "be None with vocab_axis_name", options.wildcard_id, remedy
+        )
     wildcard = _checks.wildcard(function, options.wildcard_id, blank)
     penalty = _checks.number(function, "wildcard_penalty", options.wildcard_penalty)
     absorbed = _score_of_all_but(blank, scores) - penalty.astype(scores.dtype)
@@ -68,8 +83,7 @@ def read(
     ids = inputs.labels
     outside, column = jnp.full_like(ids, -1), jnp.full_like(ids, classes)
     ids = jnp.where(ids == wildcard, column, jnp.where(ids == classes, outside, ids))
-    reading = Reading(blank, True, options.label_loop, wildcard=classes)
-    return reading, inputs._replace(logits=scores, labels=ids)
+    return reading._replace(wildcard=classes), inputs._replace(logits=scores, labels=ids)
 
 
 def in_use(logits: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
@@ -94,15 +108,16 @@ def log_where_possible(
 
 
 def normaliser(
-    logits: Float[Array, "*F K"],
+    logits: Float[Array, "*F K"], vocab_axis: str | None = None
 ) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:
     """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
 
     `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
     alone has no distribution; (0, 0) leaves its scores at -inf.
     """
-    largest = finite_scale(widen(jnp.max(logits, axis=-1)))
+    largest = finite_scale(max_over(vocab_axis, widen(jnp.max(logits, axis=-1))))
     total = jnp.sum(jnp.exp(widen(logits) - largest[..., None]), axis=-1)
+    total = sum_over(vocab_axis, total)
     log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
 
     # A confident frame's total is 1 and a little, and the little has been rounded away. There the
@@ -112,6 +127,7 @@ def normaliser(
     largest, total = lax.optimization_barrier((largest, total))
     gap = lax.stop_gradient(widen(logits)) - largest[..., None]
     rest = jnp.sum(jnp.exp(gap) * jnp.minimum(gap * -1e30, 1), axis=-1)
+    rest = sum_over(vocab_axis, rest)
     correction = jnp.where(total < 1.5, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
     return largest, log_sum + lax.stop_gradient(correction)
 
@@ -134,11 +150,11 @@ def sum_over_frames(values: Float[Array, "T *B"]) -> Float[Array, "*B"]:
     return jnp.sum(jnp.sum(blocks, axis=1), axis=0)
 
 
-def _log_probs(inputs: _checks.CtcInputs, logits_normalized: bool) -> Float[Array, "*B T K"]:
+def _log_probs(inputs: _checks.CtcInputs, reading: Reading) -> Float[Array, "*B T K"]:
     logits = in_use(inputs.logits, inputs.is_frame)
-    if logits_normalized:
+    if reading.logits_normalized:
         return widen(logits)
-    largest, log_sum = normaliser(logits)
+    largest, log_sum = normaliser(logits, reading.vocab_axis)
     return (widen(logits) - largest[..., None]) - log_sum[..., None]
 
 

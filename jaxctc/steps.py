@@ -99,7 +99,7 @@ def with_mirror_image(lattice: Lattice) -> Lattice:
         wildcards = wildcards._replace(in_gap=in_gap)
     forward, backward = passes(lattice)
     return lattice._replace(
-        labels=_beside(lattice.labels, lattice.labels),
+        columns=_beside(lattice.columns, lattice.columns),
         is_label=_beside(lattice.is_label, lattice.is_label),
         can_skip=_beside(forward.can_skip, backward.can_skip),
         wildcards=wildcards,
@@ -113,8 +113,8 @@ def _beside(part: Array, mirrored: Array) -> Array:
 def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
     """Weight one in one blank of each example."""
     labels, dtype = lattice.can_skip.shape[-1], lattice.scales.dtype
-    label = _full(semiring.zero, lattice.can_skip.shape, dtype)
-    blank = _full(semiring.zero, (*place.shape, labels + 1), dtype)
+    label = _full(semiring.zero, place, lattice.can_skip.shape, dtype)
+    blank = _full(semiring.zero, place, (*place.shape, labels + 1), dtype)
     here = ~lengths_to_paddings(place + 1, labels + 1) & lengths_to_paddings(place, labels + 1)
     return States(where(here, semiring.one, blank), label)
 
@@ -233,9 +233,13 @@ def where(condition: Array, constant: Number, number: Number) -> Number:
     )
 
 
-def _full(constant: Number, shape: tuple[int, ...], dtype: jnp.dtype) -> Number:
-    """A constant of the semiring as an array: integers are exponents, the rest is `dtype`."""
-    return jax.tree.map(
-        lambda value: jnp.full(shape, value, jnp.int32 if isinstance(value, int) else dtype),
-        constant,
-    )
+def _full(constant: Number, like: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Number:
+    """A constant of the semiring as an array: integers are exponents, the rest is `dtype`.
+
+    It is on the devices that `like` is on.
+    """
+
+    def one(value: float | int) -> Array:
+        return jnp.full_like(like, value, jnp.int32 if isinstance(value, int) else dtype, shape)
+
+    return jax.tree.map(one, constant)

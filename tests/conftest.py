@@ -46,3 +46,18 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one with everything that XLA compiles."""
+    seen = []
+
+    def listen(event, duration_secs, **kwargs):
+        del duration_secs, kwargs
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

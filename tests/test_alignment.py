@@ -345,7 +345,10 @@ def test_gradient_of_confidences(rng):
         ({"wildcard_id": 0}, "wildcard_id must be an id from 0 on, and not the blank 0; got 0"),
         ({"wildcard_id": -1}, "wildcard_id must be an id from 0 on, and not the blank 0; got -1"),
         ({"label_priors": np.zeros(3, np.float32)}, r"label_priors must have shape \(4,\)"),
-        ({"label_priors": np.zeros(4, np.int32)}, "label_priors must be real numbers; got int32"),
+        (
+            {"label_priors": np.zeros(4, np.int32)},
+            "label_priors must be real numbers; got an array of int32",
+        ),
         ({"wildcard_id": 4, "wildcard_penalty": np.zeros(2)}, "wildcard_penalty must be one real"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -123,3 +123,13 @@ def test_from_hidden(benchmark, capsys):
     assert float(one) > 0
     assert float(other) == 1
     assert float(printed.split()[-1]) < 1e-5
+
+
+def test_arithmetic(benchmark, tmp_path, capsys):
+    benchmark("arithmetic").main(["--frames", "300", "--labels", "45", "--output", str(tmp_path)])
+    totals, zero, log_domain, wide = capsys.readouterr().out.splitlines()
+    assert float(totals.split()[-2]) < 1e-6
+    assert 0 < int(zero.split()[-2]) < 300
+    assert float(wide.split()[-2]) < float(log_domain.split()[-2]) < 1e-3
+    for name in ("meeting", "wide", "errors"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

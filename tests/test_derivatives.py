@@ -1,8 +1,5 @@
 """Derivatives of every order and in every mode, and what they keep in memory."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,44 +178,3 @@ def _row_differences(logits, direction, labels):
     with jax.enable_x64(True):
         wide, step = np.float64(logits), np.float64(direction) * 1e-6
         return (jax.jit(_rows)(wide + step, labels) - jax.jit(_rows)(wide - step, labels)) / 2e-6
-
-
-SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxctc import ctc_loss, edit_distance, error_counts, forced_align, posteriors
-
-mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-rows = NamedSharding(mesh, PartitionSpec("batch"))
-rng = np.random.default_rng(0)
-for classes in (5, 40):
-    arguments = (
-        rng.normal(size=(8, 12, classes)).astype(np.float32),
-        np.arange(12) >= 9 + np.arange(8)[:, None] % 4,
-        rng.integers(1, classes, (8, 6)).astype(np.int32),
-        np.arange(6) >= np.arange(8)[:, None] % 6,
-    )
-
-    @jax.jit
-    def step(logits, *rest):
-        loss, pullback = jax.vjp(lambda logits: ctc_loss(logits, *rest), logits)
-        best = forced_align(logits, *rest, wildcard_id=classes)
-        tokens = (best.frame_labels, best.frame_labels < 0, rest[1], rest[2])
-        errors = (*error_counts(*tokens), edit_distance(*tokens, separator=1))
-        gradient = pullback(jnp.ones_like(loss))
-        return loss, *gradient, *posteriors(logits, *rest), *best, *errors
-
-    alone = step(*arguments)
-    spread = [jax.device_put(a, rows) for a in arguments]
-    text = step.lower(*spread).compile().as_text()
-    for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
-        assert word not in text, (classes, word)
-    for a, b in zip(alone, step(*spread)):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-"""
-
-
-def test_sharded_batch_needs_no_communication():
-    subprocess.run([sys.executable, "-c", SHARDED], check=True)

@@ -263,7 +263,10 @@ def test_counts_of_devices_add_up():
         ({"separator": 0.5}, "edit_distance: separator must be a static integer; got 0.5"),
         ({"class_map": [[1]]}, r"edit_distance: class_map must have one axis; got \(1, 1\)"),
         ({"ignored_ids": 3}, r"edit_distance: ignored_ids must have shape \[\*B, N\]; got \(\)"),
-        ({"ignored_ids": [0.5]}, "edit_distance: ignored_ids must be integers; got float32"),
+        (
+            {"ignored_ids": [0.5]},
+            "edit_distance: ignored_ids must be integers; got an array of float32",
+        ),
     ],
 )
 def test_errors_say_what_to_do(options: Any, message):

@@ -1,16 +1,24 @@
 """The examples as a user runs them, in a short mode, and their data."""
 
+import contextlib
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxctc import read_arpa
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PATIENCE = 300
+"""Seconds for a process that needs twenty."""
 
 
 def run(script, *arguments):
@@ -59,6 +67,139 @@ def test_decode_runs_and_draws(tmp_path):
     assert (bad.returncode, bad.stderr) == (
         2,
         "decode.py: argument --lines: must be a positive integer; got '0'\n",
+    )
+
+
+@pytest.mark.usefixtures("digit_lines")
+def test_evaluate_vmap_judges_every_line():
+    """Two batches of five, so that the ten worst lines are all there are."""
+    done = run("evaluate_vmap.py", "--steps", "3", "--batch-size", "5", "--lines", "10")
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"10 lines: \d+\.\d{3} nats per line, \d+\.\d% without", done.stdout)
+    summary = r"^CER: \d\.\d{4}, (\d+) in (\d+)$"
+    ((errors, digits),) = re.findall(summary, done.stdout, re.MULTILINE)
+    row = r"^ +(\d+) +\d+\.\d\d  (\d\.\d{3})  \d from column \d+ on, confidence [01]\.\d{3}$"
+    rows = re.findall(row, done.stdout, re.MULTILINE)
+    title = r"^example (\d+): (\d+) errors? in (\d+) tokens "
+    titles = re.findall(title, done.stdout, re.MULTILINE)
+    assert len(rows) == len(titles) == 10
+    assert sorted(int(place) for place, _ in rows) == [*range(10)]
+    assert [(p, float(cer)) for p, cer in rows] == [
+        (p, round(int(e) / int(d), 3)) for p, e, d in titles
+    ]
+    assert sum(int(e) for _, e, _ in titles) == int(errors)
+    assert sum(int(d) for _, _, d in titles) == int(digits)
+
+
+@pytest.fixture
+def train_sharded(digit_lines):
+    del digit_lines  # it has put the examples on the path
+    return pytest.importorskip("train_sharded", reason="needs the extra `examples`")
+
+
+@contextlib.contextmanager
+def training(folder, count, **environment):
+    """So many processes of one short training; what is left of them at the end is killed."""
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    if count > 1:
+        environment["JAX_COORDINATOR_ADDRESS"] = address
+    command = [sys.executable, EXAMPLES / "train_sharded.py", "--checkpoints", folder]
+    command += ["--steps", "12", "--save-every", "2", "--batch-size", "2"]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for process in range(count):
+            place = ["--processes", str(count), "--process", str(process)] if count > 1 else []
+            log = stack.enter_context(log_of(folder, process).open("w"))
+            started = subprocess.Popen(
+                command + place, stdout=log, stderr=log, env=os.environ | environment
+            )
+            stack.callback(started.wait)
+            stack.callback(started.kill)
+            processes.append(started)
+        yield processes
+
+
+def log_of(folder, process):
+    return folder.with_name(f"{folder.name}-{process}.log")
+
+
+def last_step(folder):
+    """Of the checkpoints that are complete: the others have longer names."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
+def checkpoint(folder, step):
+    """Every array of a checkpoint, by its name."""
+    checkpointer = pytest.importorskip("orbax.checkpoint")
+    path = folder / str(step) / "default"
+    with checkpointer.PyTreeCheckpointer() as reader:
+        names = reader.metadata(path).item_metadata.tree
+        as_numpy = checkpointer.RestoreArgs(restore_type=np.ndarray)
+        tree = reader.restore(path, restore_args=jax.tree.map(lambda _: as_numpy, names))
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(name): leaf for name, leaf in leaves}
+
+
+@pytest.mark.usefixtures("train_sharded")
+def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path):
+    """One of two processes is killed, then both start again, against two devices of one."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with training(whole, 1, JAX_NUM_CPU_DEVICES="2") as (alone,):
+        assert alone.wait(PATIENCE) == 0, log_of(whole, 0).read_text()
+    with training(killed, 2) as (_, second):
+        give_up = time.monotonic() + PATIENCE
+        while second.poll() is None and last_step(killed) == 0 and time.monotonic() < give_up:
+            time.sleep(0.02)
+        second.kill()
+        assert second.wait() == -signal.SIGKILL, log_of(killed, 1).read_text()
+    reached = last_step(killed)
+    assert 0 < reached < 12
+    with training(killed, 2) as both:
+        assert [process.wait(PATIENCE) for process in both] == [0, 0], log_of(killed, 0).read_text()
+    log = log_of(killed, 0).read_text()
+    assert f"| {reached}/12 " in log, "the bar goes on where the last checkpoint was"
+    assert re.search(r"^test CER: \d\.\d{4}$", log, re.MULTILINE)
+    assert "CER" not in log_of(killed, 1).read_text(), "only the first process speaks"
+    expected, found = checkpoint(whole, 12), checkpoint(killed, 12)
+    assert expected["['1']['step']['value']"] == 12
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "line"),
+    [
+        (
+            {"steps": 9, "seed": 0, "batch_size": 32},
+            1,
+            "--checkpoints: must be of this run, {'steps': 750, 'seed': 0, 'batch_size': 32}; "
+            "got {'steps': 9, 'seed': 0, 'batch_size': 32}",
+        ),
+        (None, 3, "--batch-size: must be a multiple of the 3 devices; got '32'"),
+    ],
+    ids=["settings", "devices"],
+)
+def test_a_training_that_does_not_fit(
+    train_sharded, tmp_path, monkeypatch, capsys, settings, devices, line
+):
+    if settings is not None:
+        train_sharded.ocp.CheckpointManager(tmp_path, metadata=settings).close()
+    monkeypatch.setattr(train_sharded.jax, "device_count", lambda: devices)
+    monkeypatch.setattr(sys, "argv", ["train_sharded.py", "--checkpoints", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        train_sharded.main()
+    assert capsys.readouterr().err == f"train_sharded.py: argument {line}\n"
+
+
+@pytest.mark.usefixtures("train_sharded")
+def test_one_of_several_processes_needs_an_address(tmp_path):
+    done = run("train_sharded.py", "--checkpoints", tmp_path, "--processes", "2", "--process", "0")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "train_sharded.py: --coordinator, --processes, --process: "
+        "coordinator_address should be defined.\n"
     )
 
 

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from cases import CASES, IDS
+from every_pair import every_sequence, padded
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental import checkify
@@ -64,6 +66,40 @@ def test_required_frames(entries):
     assert required_of(labels[:0], None) == 0
 
 
+WILDCARD = 3
+# All sequences of up to three labels, two and a wildcard, right-padded.
+WITH_WILDCARDS = list(every_sequence(WILDCARD + 1, 0, 3))
+
+
+@pytest.mark.parametrize("label_loop", [True, False])
+def test_wildcards_require_nothing(label_loop):
+    """The fewest frames over which there is an alignment, of all that the oracle finds."""
+    labels, label_paddings = padded(WITH_WILDCARDS, 3)
+    options = {"label_loop": label_loop, "wildcard_id": WILDCARD}
+    required = required_frames(labels, label_paddings, **options)
+    uniform = np.log(np.full((5, 3), 1 / 3))
+    for frames in range(6):
+        logits = np.zeros((len(labels), frames, 3), np.float32)
+        feasible = is_feasible(logits, None, labels, label_paddings, **options)
+        for row, sequence in enumerate(WITH_WILDCARDS):
+            found = oracles.alignments(
+                uniform[:frames], sequence, wildcard=WILDCARD, label_loop=label_loop
+            )
+            assert feasible[row] == bool(found) == (required[row] <= frames), (sequence, frames)
+
+
+def test_validate_with_wildcards():
+    """They are no class, and one of them does not spare equal neighbours the frame between."""
+    logits, labels = jnp.zeros((1, 3, 3)), jnp.array([[1, WILDCARD, 1]])
+    validate(logits, None, labels, None, wildcard_id=WILDCARD)
+    with pytest.raises(ValueError, match="got 3 at position 1"):
+        validate(logits, None, labels, None)
+    with pytest.raises(ValueError, match="got 2 frames for labels that require 3"):
+        validate(logits[:, :2], None, labels, None, wildcard_id=WILDCARD)
+    with pytest.raises(ValueError, match="required_frames: wildcard_id must be an id from 0 on; "):
+        required_frames(labels, wildcard_id=-1)
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_is_feasible(case):
     """It knows all that shapes and ids tell; the three cases with -inf it cannot see."""
@@ -82,18 +118,20 @@ def test_validate(case):
         validate(*case.arguments, blank_id=case.blank_id)
 
 
+UNKNOWN = (
+    "If this entry is padding, say so in label_paddings (see label_paddings_from); if not, the "
+    "model needs a class for it, beside the blank."
+)
 FAULTS = {
     "blank": (
         lambda logits, labels: (logits, labels.at[1, 0].set(0)),
         "labels of example 1 must be class ids in [0, 4) other than the blank 0; "
-        "got 0 at position 0. If this entry is padding, say so in label_paddings "
-        "(see label_paddings_from).",
+        f"got 0 at position 0. {UNKNOWN}",
     ),
     "no class": (
         lambda logits, labels: (logits, labels.at[0, 1].set(4)),
         "labels of example 0 must be class ids in [0, 4) other than the blank 0; "
-        "got 4 at position 1. If this entry is padding, say so in label_paddings "
-        "(see label_paddings_from).",
+        f"got 4 at position 1. {UNKNOWN}",
     ),
     "too few frames": (
         lambda logits, labels: (logits[:, :2], labels.at[1].set(3)),

@@ -25,7 +25,7 @@ FUNCTIONS = {
 RESULTS = {
     name: getattr(jaxctc, name) for name in jaxctc.__all__ if inspect.isclass(getattr(jaxctc, name))
 }
-ON_THE_HOST = {"format_errors", "hot_words", "read_arpa", "validate"}
+ON_THE_HOST = {"format_errors", "hot_words", "pad_to_bucket", "read_arpa", "validate"}
 
 
 def _arrays():
@@ -80,6 +80,7 @@ CALLS = {
     "is_feasible": CTC,
     "label_paddings_from": (LABELS - 2,),
     "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
+    "pad_to_bucket": (list(LOGITS), list(LABELS), [(5, 3), (8, 4)]),
     "paddings_to_lengths": (LABEL_PADDINGS,),
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
@@ -200,21 +201,6 @@ def test_every_field_of_a_result_is_documented(name):
     source = inspect.getsource(RESULTS[name])
     for field in RESULTS[name]._fields:
         assert re.search(rf'^    {field}: .*\n    """', source, re.MULTILINE), field
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows by one with everything that XLA compiles."""
-    seen = []
-
-    def listen(event, duration_secs, **kwargs):
-        del duration_secs, kwargs
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @every_function

@@ -8,8 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxctc
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PRINT = re.compile(r"^ *print\(.*\)(?:  # (.*)|((?:\n *# .*)+))", re.MULTILINE)
 BLOCKS = {
     f"{page.name} {number}": block
     for page in PAGES
@@ -29,9 +32,22 @@ def test_block(block):
         jax.numpy_rank_promotion("allow"),
     ):
         exec(compile(block, "<block>", "exec"), {})
-    expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+    expected = []
+    for beside, below in PRINT.findall(block):
+        expected += [beside] if beside else [line.strip()[2:] for line in below.splitlines()[1:]]
     assert expected
-    assert printed.getvalue().splitlines() == expected
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == expected
+
+
+def test_the_reference_is_complete():
+    """Every public name, and every adapter, has its entry, and only one."""
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    entries = [
+        entry for page in pages for entry in re.findall(r"^::: (.*)$", page.read_text(), re.M)
+    ]
+    adapters = [path.stem for path in (ROOT / "jaxctc" / "adapters").glob("[!_]*.py")]
+    # Of what has the name of its module, the last part counts.
+    assert sorted(entry.split(".")[-1] for entry in entries) == sorted([*jaxctc.__all__, *adapters])
 
 
 def test_every_page_has_blocks():

@@ -167,7 +167,10 @@ def test_published_decoding():
 LOSS_ERRORS = {
     "rank": ({"output": jnp.zeros((4, 3))}, r"output must have shape \(batch_size, max_length, "),
     "target": ({"target": jnp.ones((3, 1), int)}, r"target must .* batch_size = 2, .* \(3, 1\)"),
-    "real target": ({"target": jnp.ones((2, 1))}, "target must be integers; got float32"),
+    "real target": (
+        {"target": jnp.ones((2, 1))},
+        "target must be integers; got an array of float32",
+    ),
     "frames": ({"output_length": [4]}, r"output_length must be integers of shape \(2,\), .*\[1\]"),
     "labels": ({"target_length": [1.0, 1.0]}, "target_length must be integers .* float32"),
     "mask": ({"mask_index": 3}, r"mask_index must be a class id in \[-3, 3\); got 3"),

@@ -82,7 +82,10 @@ ERRORS = {
     "complex": ({"activations": jnp.zeros(SHAPE, complex)}, "activations must be real numbers"),
     "another batch": ({"labels": LABELS[1:]}, r"labels must have shape \(m, n\) with m = 4"),
     "labels in a row": ({"labels": LABELS[0]}, r"labels must have shape \(m, n\) with m = 4"),
-    "real labels": ({"labels": LABELS.astype(np.float32)}, "labels must be integers; got float32"),
+    "real labels": (
+        {"labels": LABELS.astype(np.float32)},
+        "labels must be integers; got an array of float32",
+    ),
     "lengths": ({"input_lengths": LENGTHS[1:]}, r"input_lengths must be .*\(4,\), .* int32\[3\]"),
     "real lengths": ({"input_lengths": [1.0] * 4}, "input_lengths must be integers .* float32"),
 }

@@ -241,7 +241,11 @@ ERRORS = {
     "rank of targets": (GOOD, {"targets": ROWS[None]}, r"targets must .* N = 2, as .* \(1, 2, 4\)"),
     "another batch": (GOOD, {"targets": ROWS[:1]}, r"targets must .* got \(1, 4\)"),
     "two rows for one": (ONE, {"targets": ROWS}, r"targets must have shape \(S,\); got \(2, 4\)"),
-    "real targets": (GOOD, {"targets": jnp.ones((2, 4))}, "targets must be integers; got float32"),
+    "real targets": (
+        GOOD,
+        {"targets": jnp.ones((2, 4))},
+        "targets must be integers; got an array of float32",
+    ),
     "complex": (
         GOOD,
         {"log_probs": SCORES.astype(jnp.complex64)},

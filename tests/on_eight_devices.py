@@ -1,0 +1,311 @@
+"""Batches and vocabularies on several devices: the same numbers, and what the devices exchange.
+
+Run by test_sharding.py, on eight devices that are the CPU in truth.
+"""
+
+import functools
+import re
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import P
+from jax.sharding import AxisType, NamedSharding
+
+import jaxctc
+from jaxctc import ctc_loss
+
+EXCHANGE = re.compile(
+    r" = (\S+|\([^=]*\)) "
+    r"(all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+
+
+def mesh(kind=AxisType.Auto, **axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(kind,) * len(axes))
+
+
+def exchanged(compiled):
+    """Operation and shape of everything that devices exchange."""
+    return [
+        (operation, tuple(int(size) for size in shape.split(",") if size))
+        for shapes, operation in EXCHANGE.findall(compiled.as_text())
+        for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
+
+
+def batch(rng, classes, labels=6, examples=8, frames=12):
+    """The first four arguments, of examples that end at different places."""
+    example = np.arange(examples)[:, None]
+    ids = rng.integers(1, classes, (examples, labels)).astype(np.int32)
+    ids[:, 1] = ids[:, 0]
+    return (
+        rng.normal(size=(examples, frames, classes)).astype(np.float32),
+        np.arange(frames) >= frames - example % 4,
+        ids,
+        np.arange(labels) >= example % 5 + 1,
+    )
+
+
+@jax.jit
+def step(logits, *rest):
+    """What a training step and its evaluation ask for; the only sum over examples is the mean."""
+
+    def mean(logits):
+        losses = ctc_loss(logits, *rest)
+        return jnp.mean(losses), losses
+
+    (loss, losses), gradient = jax.value_and_grad(mean, has_aux=True)(logits)
+    decoded = jaxctc.greedy_decode(logits, rest[0])
+    errors = jaxctc.error_counts(decoded.labels, decoded.labels < 0, *rest[1:])
+    return loss, gradient, losses, jaxctc.posteriors(logits, *rest), decoded, errors
+
+
+def mean_and_gradient(losses):
+    return jax.value_and_grad(lambda *arguments: jnp.mean(losses(*arguments)))
+
+
+def assert_equal(ours, theirs):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
+
+
+class TestBatches:
+    @pytest.mark.parametrize(
+        ("classes", "labels", "axes"),
+        [
+            (40, 48, {"batch": 4, "vocab": 2}),
+            (40, 6, {"batch": 8}),
+            (4000, 6, {"batch": 4, "vocab": 2}),
+        ],
+        ids=str,
+    )
+    def test_devices_exchange_the_mean_and_nothing_else(self, classes, labels, axes, rng):
+        """Fewer classes than labels, and more; along "vocab", all devices have the same."""
+        arguments = batch(rng, classes, labels)
+        spread = jax.device_put(arguments, NamedSharding(mesh(**axes), P("batch")))
+        compiled = step.lower(*spread).compile()
+        assert set(exchanged(compiled)) == {("all-reduce", ())}
+        assert_equal(compiled(*spread), step(*arguments))
+
+    def test_alignments_and_word_errors(self, rng):
+        """Nothing to sum up here."""
+
+        @jax.jit
+        def evaluate(logits, *rest):
+            best = jaxctc.forced_align(logits, *rest, wildcard_id=5)
+            tokens = best.frame_labels, best.frame_labels < 0, *rest[1:]
+            return best, jaxctc.edit_distance(*tokens, separator=1)
+
+        arguments = batch(rng, 5)
+        there = jax.device_put(arguments, NamedSharding(mesh(batch=8), P("batch")))
+        compiled = evaluate.lower(*there).compile()
+        assert exchanged(compiled) == []
+        assert_equal(compiled(*there), evaluate(*arguments))
+
+
+def loss_and_gradient(weights, logits, *rest, **options):
+    """Losses, and the gradient of their weighted sum."""
+    losses, pullback = jax.vjp(lambda logits: ctc_loss(logits, *rest, **options), logits)
+    return losses, *pullback(weights)
+
+
+def slopes(weights, logits, *rest, **options):
+    """How losses and gradient change as all scores grow by half."""
+
+    def along(logits):
+        return loss_and_gradient(weights, logits, *rest, **options)
+
+    return jax.jvp(along, (logits,), (0.5 * logits,))[1]
+
+
+OF_EXAMPLES, OF_CLASSES = P("batch"), P("batch", None, "vocab")
+
+
+OF_LOSS = {"in_specs": (OF_CLASSES, *(OF_EXAMPLES,) * 3), "out_specs": OF_EXAMPLES}
+OF_BOTH = {
+    "in_specs": (OF_EXAMPLES, *OF_LOSS["in_specs"]),
+    "out_specs": (OF_EXAMPLES, OF_CLASSES),
+}
+
+
+def spread(function, specs=OF_BOTH, **options):
+    """With the classes on four devices, and two such groups for the examples."""
+    function = functools.partial(function, **{"vocab_axis_name": "vocab"} | options)
+    return jax.shard_map(function, mesh=mesh(batch=2, vocab=4), **specs)
+
+
+def refused(specs=OF_LOSS, **options):
+    arguments = jnp.zeros((8, 12, 40)), None, jnp.ones((8, 6), jnp.int32), None
+    return lambda: jax.eval_shape(spread(ctc_loss, specs, **options), *arguments)
+
+
+NO_AXIS = (
+    "ctc_loss: vocab_axis_name must name an axis of the enclosing jax.shard_map that the classes "
+    "are spread over; got 'vocab'. The last entry of their in_specs names it, and check_vma stays "
+    "True."
+)
+ERRORS = {
+    "outside shard_map": (
+        lambda: ctc_loss(jnp.zeros((2, 3)), None, jnp.array([1]), None, vocab_axis_name="vocab"),
+        NO_AXIS,
+    ),
+    "within vmap": (
+        lambda: jax.vmap(
+            functools.partial(ctc_loss, vocab_axis_name="vocab"),
+            in_axes=(2, None, None, None),
+            axis_name="vocab",
+        )(jnp.zeros((2, 3, 4)), None, jnp.array([1]), None),
+        NO_AXIS,
+    ),
+    "classes in one place": (refused(OF_LOSS | {"in_specs": OF_EXAMPLES}), NO_AXIS),
+    "unchecked": (refused(OF_LOSS | {"check_vma": False}), NO_AXIS),
+    "another axis": (
+        refused(vocab_axis_name="classes"),
+        NO_AXIS.replace("'vocab'", "'classes'"),
+    ),
+    "wildcard": (
+        refused(wildcard_id=40),
+        "ctc_loss: wildcard_id must be None with vocab_axis_name; got 40. A wildcard takes what "
+        "all classes have together: they must lie in one place.",
+    ),
+    "blank": (
+        refused(blank_id=40),
+        "ctc_loss: blank_id must be a class id in [-40, 40); got 40. There are K = 40 classes, "
+        "the blank included.",
+    ),
+    "priors of all classes": (
+        refused(label_priors=jnp.zeros(40)),
+        "ctc_loss: label_priors must have shape (10,) or (4, 10), [*B, K]; got (40,).",
+    ),
+}
+
+
+class TestVocabularies:
+    def test_best_path_of_log_probabilities(self, rng):
+        arguments = np.linspace(1, 2, 8, dtype=np.float32), *batch(rng, 40)
+        arguments[3][2, 0] = 39  # the last class
+        options = {"max_approx": True, "logits_normalized": True}
+        ours = jax.jit(spread(loss_and_gradient, **options))(*arguments)
+        assert_equal(ours, jax.jit(functools.partial(loss_and_gradient, **options))(*arguments))
+
+    def test_every_awkward_case(self):
+        """A class per device, and fewer classes than labels."""
+        batch = cases.BATCHES[0]
+        arguments = cases.batch_of(batch + batch[: len(batch) % 2])
+        weights = np.ones(len(arguments[0]), np.float32)
+        ours = jax.jit(spread(loss_and_gradient))(weights, *arguments)
+        assert_equal(ours, jax.jit(loss_and_gradient)(weights, *arguments))
+
+    def test_second_derivatives(self, rng):
+        arguments = np.linspace(1, 2, 8, dtype=np.float32), *batch(rng, 40)
+        assert_equal(jax.jit(spread(slopes))(*arguments), jax.jit(slopes)(*arguments))
+
+    def test_priors_are_spread_like_logits(self, rng):
+        """With the blank on the last device."""
+
+        def loss_and_gradients(priors, logits, *rest, vocab_axis_name=None):
+            def losses(priors, logits):
+                return ctc_loss(
+                    logits,
+                    *rest,
+                    blank_id=-1,
+                    label_loop=False,
+                    label_priors=priors,
+                    prior_scale=0.5,
+                    vocab_axis_name=vocab_axis_name,
+                )
+
+            found, pullback = jax.vjp(losses, priors, logits)
+            return found, pullback(jnp.ones_like(found))
+
+        arguments = np.log(rng.dirichlet(np.ones(40))).astype(np.float32), *batch(rng, 40)
+        specs = {
+            "in_specs": (P("vocab"), *OF_LOSS["in_specs"]),
+            "out_specs": (OF_EXAMPLES, (P("vocab"), OF_CLASSES)),
+        }
+        ours = spread(loss_and_gradients, specs)
+        assert_equal(jax.jit(ours)(*arguments), jax.jit(loss_and_gradients)(*arguments))
+
+    def test_what_devices_exchange_does_not_grow_with_the_classes(self, rng):
+        """In every frame N + 1 scores, a maximum and two sums; the mean is the user's."""
+        losses = spread(ctc_loss, OF_LOSS)
+        arguments = batch(rng, 4000)
+        of_classes = NamedSharding(mesh(batch=2, vocab=4), OF_CLASSES)
+        there = jax.device_put(arguments[0], of_classes), *arguments[1:]
+        compiled = jax.jit(mean_and_gradient(losses)).lower(*there).compile()
+        loss, gradient = compiled(*there)
+        assert_equal((loss, gradient), step(*arguments)[:2])
+        assert gradient.sharding.is_equivalent_to(of_classes, gradient.ndim)
+        shapes = [(), (4, 12), (4, 12), (4, 12), (4, 12, 6 + 1)]
+        assert sorted(exchanged(compiled)) == [("all-reduce", shape) for shape in shapes]
+
+    @pytest.mark.parametrize("mistake", ERRORS)
+    def test_errors(self, mistake):
+        call, message = ERRORS[mistake]
+        with pytest.raises(ValueError, match=r": .* must ") as error:
+            call()
+        assert str(error.value) == message
+
+
+EVERY_EXAMPLE = {
+    "ctc_loss": lambda logits, *rest: ctc_loss(logits, *rest),
+    "max_approx": lambda logits, *rest: ctc_loss(logits, *rest, max_approx=True),
+    "gradient": lambda logits, *rest: jax.grad(lambda x: jnp.sum(ctc_loss(x, *rest)))(logits),
+    "ctc_loss_from_hidden": lambda hidden, *rest: jax.grad(
+        lambda hidden, kernel: jnp.sum(jaxctc.ctc_loss_from_hidden(hidden, kernel, None, *rest))
+    )(hidden, jnp.ones((5, 7))),
+    "forward_log_probs": lambda logits, *rest: jnp.moveaxis(
+        jaxctc.forward_log_probs(logits, *rest).blank, 0, 1
+    ),
+    "posteriors": lambda logits, *rest: jaxctc.posteriors(logits, *rest, wildcard_id=5),
+    "alignment_entropy": jaxctc.alignment_entropy,
+    "sample_alignments": lambda *arguments: jaxctc.sample_alignments(
+        jax.random.key(0), *arguments, num_samples=2
+    ),
+    "forced_align": lambda *arguments: jaxctc.forced_align(*arguments, wildcard_id=5),
+    "greedy_decode": lambda logits, padded, *_: jaxctc.greedy_decode(logits, padded),
+    "prefix_beam_search": lambda logits, padded, *_: jaxctc.prefix_beam_search(
+        logits, padded, times=True, hot_words=jaxctc.hot_words([[1, 2]], 2.0)
+    ),
+    "error_counts": lambda logits, padded, *rest: jaxctc.error_counts(*rest, *rest, separator=1),
+}
+
+
+class TestWithinShardMap:
+    @pytest.mark.parametrize("name", EVERY_EXAMPLE)
+    def test_everything_can_be_traced(self, name, rng):
+        """What loops carry varies over the devices from the start."""
+        everywhere = jax.shard_map(
+            EVERY_EXAMPLE[name], mesh=mesh(batch=8), in_specs=P("batch"), out_specs=P("batch")
+        )
+        jax.eval_shape(everywhere, *batch(rng, 5))
+
+    def test_beams_exchange_nothing(self, rng):
+        """As they would under `jit`, where XLA does not split `top_k`."""
+        arguments = batch(rng, 5)[:2]
+        everywhere = jax.shard_map(
+            jaxctc.prefix_beam_search,
+            mesh=mesh(batch=8),
+            in_specs=P("batch"),
+            out_specs=P("batch"),
+        )
+        compiled = jax.jit(everywhere).lower(*arguments).compile()
+        assert exchanged(compiled) == []
+        assert_equal(compiled(*arguments), jax.jit(jaxctc.prefix_beam_search)(*arguments))
+
+    def test_on_a_mesh_of_explicit_axes(self, rng):
+        """There, too, and with its derivative taken outside."""
+        arguments = batch(rng, 40)
+        devices = mesh(AxisType.Explicit, batch=8)
+
+        losses = jax.shard_map(ctc_loss, mesh=devices, in_specs=P("batch"), out_specs=P("batch"))
+        with jax.set_mesh(devices):
+            there = jax.device_put(arguments, NamedSharding(devices, P("batch")))
+            compiled = jax.jit(mean_and_gradient(losses)).lower(*there).compile()
+            found = compiled(*there)
+        assert exchanged(compiled) == [("all-reduce", ())]
+        assert_equal(found, step(*arguments)[:2])

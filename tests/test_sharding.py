@@ -1,0 +1,18 @@
+"""What runs on eight devices runs in a process of its own, which has them from the start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = Path(__file__).with_name("on_eight_devices.py")
+
+
+def test_on_eight_devices():
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(PROGRAM)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
