@@ -3,7 +3,7 @@
 import gc
 import os
 
-import jaxlib.version
+from jaxlib.version import __version_info__ as jaxlib_version
 
 # Most of the time of the suite goes into compiling. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` has
 # XLA optimise all the same, as .ci/run does for the smoke tests.
@@ -11,10 +11,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # XLA:CPU has two generators of code; the older one compiles in half the time. Later releases do
 # not know the flag, and end the process.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jaxlib.version.__version_info__ < (
-    0,
-    11,
-):
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jaxlib_version < (0, 11):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 

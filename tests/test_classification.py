@@ -104,12 +104,15 @@ class TestCrossEntropy:
         target = np.array([1, 2, 9, 3])
         options = {"ignore_id": 9, "estimated_type": kind, "label_smoothing": 0.1}
 
+        @jax.jit
+        @jax.value_and_grad
         def total(estimated):
             return jnp.sum(cross_entropy(estimated, target, paddings=padded, **options))
 
-        clean, gradient = jax.value_and_grad(total)(estimated)
-        estimated[1:3] = [[np.nan, np.inf, -np.inf, 0, 1], [np.nan] * 5]
-        junk, junk_gradient = jax.value_and_grad(total)(estimated)
+        clean, gradient = total(estimated)
+        junk = estimated.copy()
+        junk[1:3] = [[np.nan, np.inf, -np.inf, 0, 1], [np.nan] * 5]
+        junk, junk_gradient = total(junk)
         assert clean == junk
         np.testing.assert_array_equal(junk_gradient, gradient)
         np.testing.assert_array_equal(gradient[1:3], 0)
@@ -150,6 +153,7 @@ class TestCrossEntropy:
         estimated, _ = estimates(rng, (3, 5), kind)
         target = np.array([5, -1, 1000])
 
+        @jax.jit
         def losses(estimated):
             return cross_entropy(estimated, target, estimated_type=kind, log_epsilon=-7.0)
 
@@ -188,14 +192,23 @@ class TestCrossEntropy:
 
     @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
     def test_empty_batches(self, shape):
-        logits, ids = jnp.zeros(shape), jnp.zeros(shape[:-1], jnp.int32)
-        for target in (ids, logits):
-            assert cross_entropy(logits, target, label_smoothing=0.1).shape == shape[:-1]
-            gradient = jax.grad(lambda x, t=target: cross_entropy(x, t).sum())(logits)
-            assert gradient.shape == shape
-        assert binary_cross_entropy(logits, logits).shape == shape
-        assert multiclass_hinge_loss(logits, ids).shape == shape[:-1]
-        assert categorical_accuracy(logits, ids).shape == shape[:-1]
+        @jax.jit
+        def per_class_and_per_example(logits, ids):
+            def total(logits, target):
+                return cross_entropy(logits, target).sum()
+
+            per_class = [jax.grad(total)(logits, target) for target in (ids, logits)]
+            per_example = [
+                cross_entropy(logits, target, label_smoothing=0.1) for target in (ids, logits)
+            ]
+            per_class += [binary_cross_entropy(logits, logits)]
+            per_example += [multiclass_hinge_loss(logits, ids), categorical_accuracy(logits, ids)]
+            return per_class, per_example
+
+        logits, ids = np.zeros(shape, np.float32), np.zeros(shape[:-1], np.int32)
+        per_class, per_example = per_class_and_per_example(logits, ids)
+        assert {part.shape for part in per_class} == {shape}
+        assert {part.shape for part in per_example} == {shape[:-1]}
 
 
 class TestBinary:
@@ -289,6 +302,7 @@ class TestMulticlassHinge:
     def test_edges(self):
         scores = np.array([[0, -np.inf, -np.inf], [-np.inf, 0, 0], [0, 0, 0]], np.float32)
 
+        @jax.jit
         def losses(scores):
             return multiclass_hinge_loss(scores, np.array([0, 0, 3]))
 

@@ -24,6 +24,11 @@ def word_counts_of(hyp, hyp_paddings, ref, ref_paddings, ignored):
 
 
 @jax.jit
+def word_distance_of(hyp, ref):
+    return edit_distance(hyp, None, ref, None, separator=0)
+
+
+@jax.jit
 def partners_of(hyp, is_hyp, ref, is_ref):
     sides = Side(hyp, is_hyp, is_hyp, is_hyp), Side(ref, is_ref, is_ref, is_ref)
     return levenshtein.distance_and_partners(*sides, by_words=False)
@@ -102,7 +107,7 @@ def test_long_words(rng):
     changed = text.copy()
     changed[150] = 9
     rows = np.stack([text, changed, np.roll(text, 40)])
-    distances = edit_distance(rows, None, np.stack([text] * 3), None, separator=0)
+    distances = word_distance_of(rows, np.stack([text] * 3))
     words = [oracles.words(row.tolist(), 0) for row in rows]
     assert distances.tolist() == [oracles.levenshtein(row, words[0]) for row in words]
 
@@ -111,8 +116,10 @@ def test_words_as_jiwer_splits_them():
     """Several separators in a row, or at the ends, make no words."""
     hyp = np.array([[0, 0, 5, 6, 0, 7, 0], [0, 0, 0, 0, 0, 0, 0], [1, 0, 2, 0, 0, 0, 0]])
     ref = np.array([[5, 6, 0, 0, 7, 8], [0, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0]])
-    assert edit_distance(hyp, None, ref, None, separator=0).tolist() == [1, 0, 2]
-    rate, errors, length = wer(hyp, None, ref, None, separator=0)
+    assert word_distance_of(hyp, ref).tolist() == [1, 0, 2]
+    rate, errors, length = jax.jit(lambda *both: wer(both[0], None, both[1], None, separator=0))(
+        hyp, ref
+    )
     assert (float(rate), int(errors), int(length)) == (1.0, 3, 3)
 
 
@@ -128,15 +135,15 @@ def test_classes_and_ignored_ids():
             distance(class_map=fold),
             distance(class_map=fold, ignored_ids=[4]),
             distance(ignored_ids=[]),
-        )
+            # An id that is ignored does not become its class, nor its class ignored.
+            edit_distance(ids(1), None, ids(), None, class_map=[0, 2], ignored_ids=[2]),
+            # Separators are found before the map.
+            edit_distance(ids(3, 0, 3), None, ids(), None, separator=0, class_map=[3]),
+        ), cer(hyp, None, ref, None, class_map=fold)
 
-    assert [int(distance) for distance in distances(hyp, ref)] == [3, 1, 0, 3]
-    rate, errors, length = cer(hyp, None, ref, None, class_map=fold)
+    found, (rate, errors, length) = distances(hyp, ref)
+    assert [int(distance) for distance in found] == [3, 1, 0, 3, 1, 2]
     assert (float(rate), int(errors), int(length)) == (pytest.approx(1 / 3), 1, 3)
-    # An id that is ignored does not become its class, nor does its class become ignored.
-    assert int(edit_distance(ids(1), None, ids(), None, class_map=[0, 2], ignored_ids=[2])) == 1
-    # Separators are found before the map.
-    assert int(edit_distance(ids(3, 0, 3), None, ids(), None, separator=0, class_map=[3])) == 2
 
 
 def test_dropping_all_tokens_of_a_word_drops_the_word():

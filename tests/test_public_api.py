@@ -277,6 +277,7 @@ def test_lists_will_do(name):
 
 @every_function
 def test_paddings_may_be_none(name):
+    """Called eagerly, which runs what is compiled for other paddings."""
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     names = list(parameters)[: len(CALLS[name])]
     if not any(p.endswith("_paddings") for p in names):
@@ -289,7 +290,7 @@ def test_paddings_may_be_none(name):
     if name in ON_THE_HOST:
         call_of(name)(*none)
     else:
-        assert_same(jitted(name)(*none), jitted(name)(*zeros))
+        assert_same(call_of(name)(*none), call_of(name)(*zeros))
 
 
 @every_traced_function
