@@ -32,6 +32,7 @@ from jaxctc.beam_search import (
     beam_step,
     prefix_beam_search,
 )
+from jaxctc.buckets import PaddedBatch, pad_to_bucket
 from jaxctc.classification import (
     binary_accuracy,
     binary_cross_entropy,
@@ -78,7 +79,7 @@ from jaxctc.posteriors import (
 )
 from jaxctc.prefixes import Prefixes
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
@@ -89,6 +90,7 @@ __all__ = [
     "ErrorRate",
     "Hypotheses",
     "LossAndForwardProbs",
+    "PaddedBatch",
     "Posteriors",
     "Prefixes",
     "StateLogProbs",
@@ -128,6 +130,7 @@ __all__ = [
     "lengths_to_paddings",
     "multiclass_hinge_loss",
     "mwer_loss",
+    "pad_to_bucket",
     "paddings_to_lengths",
     "posteriors",
     "prefix_beam_search",
