@@ -213,7 +213,7 @@ def _score(
     classes = jnp.moveaxis(frame_classes(lattice, reading, paths), -2, -1)
     scores = widen(jnp.take_along_axis(logits, classes, axis=-1, mode="clip")[..., 0])
     if not reading.logits_normalized:
-        largest, log_sum = normaliser(logits)
+        largest, log_sum = normaliser(logits, reading.blank)
         scores = (scores - largest) - log_sum
     scores = jnp.where(inputs.is_frame, scores, jnp.zeros_like(scores))
     score = sum_over_frames(jnp.moveaxis(scores, -1, 0))

@@ -91,7 +91,7 @@ def _greedy(
 
     best = jnp.max(scores, axis=-1)
     if not logits_normalized:
-        largest, log_sum = normaliser(scores)
+        largest, log_sum = normaliser(scores, blank)
         best = (best - largest) - log_sum
     best = pack_left(best, is_frame)
     return Hypotheses(

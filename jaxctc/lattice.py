@@ -109,7 +109,7 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
         scales = offsets = finite_scale(largest)  # NaN and +inf pass into it
     else:
         # NaN if any class is NaN or +inf
-        scales, log_sum = normaliser(inputs.logits, reading.vocab_axis)
+        scales, log_sum = normaliser(inputs.logits, reading.blank, reading.vocab_axis)
         offsets = -log_sum
     return Lattice(
         scores=scores,
@@ -130,20 +130,24 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     )
 
 
-def frame_scores(lattice: Lattice, frames: Int[Array, "F *D"]) -> Float[Array, "F ... N"]:
-    """The scores of the labels in some frames, -inf for what is no label.
+def frame_scores(
+    lattice: Lattice, first: Int[Array, "*D"], frames: int
+) -> Float[Array, "F ... N"]:
+    """The scores of the labels in some frames from the first one on, -inf for what is no label.
 
     Where a lattice and its mirror image lie side by side (`jaxctc.steps`), each has its own frames.
     """
-    columns, single = lattice.columns, frames.ndim == 1
+    columns, single = lattice.columns, first.ndim == 0
     if single:
-        frames, columns = frames[:, None], columns[None]
+        first, columns = first[None], columns[None]
 
     @functools.partial(jnp.vectorize, signature="(t,k),(d,n)->(d,f,n)")
     def one(scores, labels):
-        # Written for one example, the gather keeps a sharded batch where it is.
-        places = frames.T[..., None], labels[:, None, :]
-        return scores.at[places].get(mode="promise_in_bounds")
+        # Written for one example, the gather keeps a sharded batch where it is. A column of frames
+        # at a time, because XLA:CPU works out anew for every slice where it starts.
+        places = jnp.stack([jnp.broadcast_to(first[:, None], labels.shape), labels], axis=-1)
+        column = lax.GatherDimensionNumbers((1,), (1,), (0, 1))
+        return lax.gather(scores, places, column, (frames, 1), mode="promise_in_bounds")
 
     scores = jnp.moveaxis(one(lattice.scores, jnp.moveaxis(columns, 0, -2)), (-2, -3), (0, 1))
     # XLA:CPU would not vectorise what it computes along with a gather.

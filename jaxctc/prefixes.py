@@ -110,7 +110,7 @@ def next_prefixes(
     """
     log_probs = frame.astype(prefixes.blank.dtype)
     if not pruning.logits_normalized:
-        largest, log_sum = normaliser(log_probs)
+        largest, log_sum = normaliser(log_probs, pruning.blank)
         log_probs = (log_probs - largest) - log_sum
     adds = used
     if pruning.blank_threshold is not None:

@@ -55,7 +55,6 @@ from jaxctc.steps import (
     where,
     with_a_frame,
     with_mirror_image,
-    within_frames,
 )
 
 KEPT = 1 << 26
@@ -112,8 +111,8 @@ def shares(
     def block(carry, stored):
         states, found = carry
         index, kept = stored
-        scores = blocks.get(found.label, index) if fold is None else None
-        frames = frames_at(pair, blocks.frames(index), semiring, scores)
+        scores = blocks.scores(pair, index) if fold else blocks.get(found.label, index)
+        frames = blocks.emissions(pair, index, scores, semiring)
         if keep is _Keep.STARTS:
             _, kept = _through(kept, frames, pair, semiring)
         states, parts = _back_through(states, kept, frames, wide, pair, semiring)
@@ -128,7 +127,7 @@ def shares(
     gap = None if lattice.wildcards is None else empty(labels + 1)
     start = _exchange(states), Shares(table, gap)
     (_, found), _ = lax.scan(block, start, (blocks.indices, stored), reverse=True)
-    return whole, jax.tree.map(lambda part: part[..., :given, :], found)
+    return whole, jax.tree.map(lambda part: blocks.in_order(part)[..., :given, :], found)
 
 
 def rows(lattice: Lattice, semiring: Semiring, *, backward: bool) -> States:
@@ -262,21 +261,27 @@ def sweep(
 
 
 class _Blocks(NamedTuple):
-    """Frames of either half in blocks of one size; behind the last frame, padded ones.
+    """The frames of either half in blocks of one size.
 
     Emissions are computed a block at a time, which keeps them in the cache and several cores
     busy, as one frame would not. It takes a block for a number to need tidying.
+
+    The halves overlap in the middle, by what the blocks have more than there are frames. There a
+    frame counts for the half that it is nearer to the start of, and for the other it is a padded
+    one; tables have a row for each.
     """
 
+    total: int
     number: int
     size: int
 
     @classmethod
     def of(cls, lattice: Lattice) -> "_Blocks":
         """Of no more than `UNTIDY` frames."""
-        half = -(-lattice.is_frame.shape[0] // 2)
+        total = lattice.is_frame.shape[0]
+        half = -(-total // 2)
         number = -(-half // UNTIDY)
-        return cls(number, -(-half // number))
+        return cls(total, number, -(-half // number))
 
     @property
     def half(self) -> int:
@@ -292,13 +297,38 @@ class _Blocks(NamedTuple):
         """Indices of the frames of a block."""
         return jnp.arange(self.size, dtype=jnp.int32)
 
-    def frames(self, index: Int[Array, ""]) -> Int[Array, "size 2"]:
-        """Of one block: those of the lattice from the first on, of its image from the last on."""
+    def scores(self, pair: Lattice, index: Int[Array, ""]) -> Float[Array, "size 2 ... N"]:
+        """Of the labels in one block: of the lattice from the first frame on, of its image from the
+        last on."""
+        early = index * self.size
+        first = jnp.stack([early, self.total - self.size - early])
+        scores = frame_scores(pair, first, self.size)
+        is_image = jnp.expand_dims(jnp.array([False, True]), range(1, scores.ndim - 1))
+        return jnp.where(is_image, jnp.flip(scores, 0), scores)
+
+    def emissions(
+        self, pair: Lattice, index: Int[Array, ""], scores: Array, semiring: Semiring
+    ) -> Frame:
+        """Those of one block, by the scores of its labels."""
         early = index * self.size + self.places
-        return jnp.stack([early, 2 * self.half - 1 - early], axis=-1)
+        frames = jnp.stack([early, self.total - 1 - early], axis=-1)
+        nearer = jnp.stack([2 * early < self.total, 2 * early < self.total - 1], axis=-1)
+        return frames_at(pair, frames, nearer, scores, semiring)
+
+    def in_order(self, table: Float[Array, "*B R M"]) -> Float[Array, "*B T M"]:
+        """The rows that count."""
+        if 2 * self.half == self.total:
+            return table
+        first, rest = -(-self.total // 2), self.total // 2
+        axis, rows = table.ndim - 2, table.shape[-2]
+        parts = [
+            lax.slice_in_dim(table, 0, first, axis=axis),
+            lax.slice_in_dim(table, rows - rest, rows, axis=axis),
+        ]
+        return jnp.concatenate(parts, axis=axis)
 
     def get(
-        self, table: Float[Array, "*B T N"], index: Int[Array, ""]
+        self, table: Float[Array, "*B R N"], index: Int[Array, ""]
     ) -> Float[Array, "size 2 ... N"]:
         """Reads the rows of a block: both axes of the second half are in reverse."""
         early, later = (
@@ -309,11 +339,11 @@ class _Blocks(NamedTuple):
 
     def put(
         self,
-        table: Float[Array, "*B T M"],
+        table: Float[Array, "*B R M"],
         rows: Float[Array, "size 2 ... N"],
         index: Int[Array, ""],
         fold: Callable[[Array], Array] | None = None,
-    ) -> Float[Array, "*B T M"]:
+    ) -> Float[Array, "*B R M"]:
         """Writes the rows of a block in their place."""
         early, later = jnp.moveaxis(rows, 0, -2)
         parts = early, jnp.flip(later, (-2, -1))
@@ -346,8 +376,8 @@ def _to_the_middle(
 
     def block(carry, index):
         states, table = carry
-        scores = frame_scores(pair, within_frames(pair, blocks.frames(index)))
-        frames = frames_at(pair, blocks.frames(index), semiring, scores)
+        scores = blocks.scores(pair, index)
+        frames = blocks.emissions(pair, index, scores, semiring)
         if table is not None:
             table = blocks.put(table, scores, index)
         after, rows = _through(states, frames, pair, semiring)

@@ -121,25 +121,28 @@ def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -
 
 def frame_at(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Frame:
     """One frame's emissions; behind the last frame, those of a padded one."""
-    return jax.tree.map(lambda part: part[0], frames_at(lattice, index[None], semiring))
+    last = lattice.is_frame.shape[0] - 1
+    within = jnp.minimum(index, jnp.asarray(last, index.dtype))
+    scores = frame_scores(lattice, within, 1)
+    block = frames_at(lattice, within[None], index[None] <= last, scores, semiring)
+    return jax.tree.map(lambda part: part[0], block)
 
 
 def frames_at(
     lattice: Lattice,
-    index: Int[Array, "F *D"],
+    frames: Int[Array, "F *D"],
+    counts: Bool[Array, "F *D"],
+    scores: Float[Array, "F ... N"],
     semiring: Semiring,
-    scores: Float[Array, "F ... N"] | None = None,
 ) -> Frame:
-    """The emissions of some frames, leading; those behind the last frame are padded.
+    """The emissions of some frames, leading, by the scores of their labels.
 
-    With an axis of two where the lattice has its mirror image beside it; `scores` are those of the
-    labels, if they have been read before.
+    With an axis of two where the lattice has its mirror image beside it. Frames that do not count
+    are padded.
     """
-    within = within_frames(lattice, index)
-    scores = frame_scores(lattice, within) if scores is None else scores
 
     def at(rows: Array) -> Array:
-        return rows.at[within].get(mode="promise_in_bounds")
+        return rows.at[frames].get(mode="promise_in_bounds")
 
     scale = at(lattice.scales)[..., None]
     blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
@@ -151,14 +154,9 @@ def frames_at(
         one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
         absorbed = semiring.share(wildcard, one, either)
         blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
-    batch = range(index.ndim, index.ndim + lattice.is_frame.ndim - 1)
-    is_there = jnp.expand_dims(index < lattice.is_frame.shape[0], batch)
-    return lax.optimization_barrier(Frame(blank, label, absorbed, at(lattice.is_frame) & is_there))
-
-
-def within_frames(lattice: Lattice, index: Int[Array, "*I"]) -> Int[Array, "*I"]:
-    """The index of a frame that there is."""
-    return jnp.minimum(index, jnp.asarray(lattice.is_frame.shape[0] - 1, index.dtype))
+    batch = range(frames.ndim, frames.ndim + lattice.is_frame.ndim - 1)
+    is_frame = at(lattice.is_frame) & jnp.expand_dims(counts, batch)
+    return lax.optimization_barrier(Frame(blank, label, absorbed, is_frame))
 
 
 def frame_of(block: Frame, place: Int[Array, ""]) -> Frame:
