@@ -164,7 +164,6 @@ def frame_ids(
     wildcard_id: int | None,
 ) -> Int[Array, "*B S T"]:
     """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
-
     ids = frame_classes(lattice, reading, paths)
     if wildcard_id is not None:
         ids = jnp.where(ids == reading.wildcard, jnp.full_like(ids, wildcard_id), ids)
