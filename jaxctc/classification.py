@@ -62,7 +62,8 @@ def cross_entropy(
 
     Returns:
       One loss per position, in at least float32. Exactly 0 with gradient 0 where ignored or
-      padded, whatever stands there; NaN where `estimated` is, or is +inf.
+      padded, whatever stands there; NaN where any logit is NaN, or a probability that the target
+      weighs; not finite where that is +inf.
 
     Raises:
       ValueError: if shapes disagree, ids are not integers, or `estimated_type` is none of the

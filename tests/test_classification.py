@@ -195,6 +195,8 @@ class TestCrossEntropy:
             assert np.isfinite(loss[1])
             assert np.isnan(loss[0]) or kind != "logits"  # the others read one class alone
             assert np.isnan(cross_entropy(np.array([np.nan, 0.5]), 0, estimated_type=kind))
+            assert not np.isfinite(cross_entropy(np.array([np.inf, 0.5]), 0, estimated_type=kind))
+        assert not np.isfinite(cross_entropy(np.array([np.inf, 0.5]), 1))
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
     def test_narrow_floats(self, rng, dtype):
