@@ -13,9 +13,12 @@ from typing import Any, NamedTuple, NoReturn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.dtypes import canonicalize_dtype
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
+
+_INT32 = np.iinfo(np.int32)
 
 
 class CtcInputs(NamedTuple):
@@ -24,7 +27,7 @@ class CtcInputs(NamedTuple):
     logits: Float[Array, "*B T K"]
     is_frame: Bool[Array, "*B T"]
     labels: Int[Array, "*B N"]
-    """Class ids as int32; an id that int32 cannot hold has become -1, which is no class."""
+    """Class ids as int32; one that int32 cannot hold ends at its limit, where no class is."""
     is_label: Bool[Array, "*B N"]
 
 
@@ -48,7 +51,7 @@ def ctc_inputs(
 ) -> CtcInputs:
     """Checks the four arguments against each other, naming `function` in every message."""
     logits = as_array(function, scores_name, logits)
-    labels = as_array(function, "labels", labels)
+    labels = as_array(function, "labels", saturated(labels))
     if _is(logits, jnp.integer) and _is(labels, jnp.floating) and labels.size:
         requirement = "be scores, and labels class ids"
         got = f"{_kind(logits)} and {_kind(labels)}"
@@ -93,6 +96,29 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
     except (TypeError, ValueError):
         remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
         fail(function, argument, "be one array of numbers", _kind(values), remedy)
+    except OverflowError:
+        remedy = "64 bits come with jax_enable_x64."
+        fail(function, argument, "hold integers of 32 bits", _kind(values), remedy)
+
+
+def saturated(values: Any) -> Any:
+    """NumPy's integers of 64 bits as JAX has them: without x64, which would drop upper bits."""
+    if not isinstance(values, np.ndarray | np.generic) or values.dtype.kind not in "iu":
+        return values
+    dtype = canonicalize_dtype(values.dtype)
+    if dtype == values.dtype:
+        return values
+    return np.clip(values, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+
+
+def host_array(
+    function: str, argument: str, values: Any, requirement: str, dtype: Any = None
+) -> Shaped[np.ndarray, "..."]:
+    """An array of NumPy."""
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, ValueError):
+        fail(function, argument, requirement, _kind(values))
 
 
 def class_scores(function: str, argument: str, scores: ArrayLike) -> Float[Array, "*B T K"]:
@@ -123,13 +149,25 @@ def token_ids(function: str, argument: str, ids: ArrayLike) -> Int[Array, "*B N"
 
 
 def class_ids(function: str, argument: str, ids: ArrayLike) -> Int[Array, "*B N"]:
-    """Ids as int32; what int32 cannot hold becomes -1, never another class."""
-    array = token_ids(function, argument, ids)
-    largest = jnp.iinfo(jnp.int32).max
-    if jnp.iinfo(array.dtype).max <= largest:
-        return array.astype(jnp.int32)
-    held = (array >= 0) & (array <= jnp.asarray(largest, array.dtype))
-    return jnp.where(held, array.astype(jnp.int32), jnp.asarray(-1, jnp.int32))
+    """Ids as int32; what it cannot hold ends at its limit: no other class, and no other sign."""
+    return as_int32(token_ids(function, argument, saturated(ids)))
+
+
+def as_int32(array: Int[Array, "..."]) -> Int[Array, "..."]:
+    """Integers of any width as int32; what it cannot hold ends at its limit."""
+    own = jnp.iinfo(array.dtype)
+    if own.max > _INT32.max:
+        least, most = max(own.min, _INT32.min), _INT32.max
+        array = jnp.clip(array, *(jnp.asarray(limit, array.dtype) for limit in (least, most)))
+    return array.astype(jnp.int32)
+
+
+def some_id(function: str, argument: str, value: Any) -> int:
+    """A static id, of a class or not; the largest of int32 stands for all that are beyond it."""
+    index = static_int(function, argument, value)
+    if not _INT32.min <= index < _INT32.max:
+        fail(function, argument, f"be an id in [{_INT32.min}, {_INT32.max})", index)
+    return index
 
 
 def paddings(
@@ -189,8 +227,8 @@ def class_id(function: str, argument: str, value: Any, classes: int) -> int:
 def wildcard(function: str, value: Any, blank: int | None = None) -> int:
     """A static id for wildcards: no class has to own it, but padding and the blank do not."""
     index = static_int(function, "wildcard_id", value)
-    if index < 0 or index == blank:
-        requirement = "be an id from 0 on" + (
+    if not 0 <= index < _INT32.max or index == blank:
+        requirement = f"be an id in [0, {_INT32.max})" + (
             "" if blank is None else f", and not the blank {blank}"
         )
         fail(function, "wildcard_id", requirement, index, "The number of classes is a good one.")
@@ -243,11 +281,11 @@ def lengths(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Int[Array, "..."]:
     """One integer per example."""
-    array = as_array(function, argument, values)
+    array = as_array(function, argument, saturated(values))
     if array.shape != shape or not _is(array, jnp.integer):
         requirement = f"be integers of shape {shape}, one per example"
         fail(function, argument, requirement, _kind(array))
-    return array.astype(jnp.int32)
+    return as_int32(array)
 
 
 def per_class(

@@ -373,7 +373,7 @@ def _read_section(
 
 def _number(lines: _Lines, field: bytes, what: str, least: float, most: float) -> float:
     try:
-        value = float(field)
+        value = float(field.replace(b"_", b"?"))  # Python would read -0_5
     except ValueError:
         value = math.nan
     if not least <= value <= most:

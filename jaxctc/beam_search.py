@@ -20,7 +20,7 @@ from jaxctc import _checks
 from jaxctc.alignment import forced_align
 from jaxctc.automata import Automaton
 from jaxctc.decoding import Hypotheses
-from jaxctc.language_models import as_language_model
+from jaxctc.language_models import LanguageModel, as_language_model
 from jaxctc.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
 from jaxctc.scores import in_use
 from jaxctc.sharding import varying_like
@@ -61,8 +61,7 @@ def prefix_beam_search(
     length + hot words`. It is exact while the beam holds every prefix that matters: with a beam
     as wide as there are label sequences, scores are those of `ctc_loss`; with a narrower one they
     are lower bounds. Equal sequences never come twice. Of equally good prefixes the beam keeps
-    those that were there before, then those from the better parent, then those with the more
-    likely token, then those with the lower id.
+    those that were there before, then those from the better parent.
 
     Args:
       logits: scores over classes, the blank included.
@@ -165,7 +164,8 @@ def beam_init(
       `BeamState` with the empty prefix in its first slot.
 
     Raises:
-      ValueError: if a count is less than 1 (0 for `max_length`), or the model is none.
+      ValueError: if a count is less than 1 (0 for `max_length`), `batch` is no tuple, or the
+        model is none.
 
     Example:
       >>> state = beam_init(5, beam_width=2)
@@ -174,6 +174,8 @@ def beam_init(
       >>> beam_finish(state).labels.tolist()
       [[1, 2, -1, -1, -1]]
     """
+    if not isinstance(batch, Sequence):
+        _checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
     guide = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
     return _first_state("beam_init", tuple(batch), beam_width, max_length, guide, dtype)
 
@@ -206,7 +208,7 @@ def beam_step(
       with, bit by bit, however the frames were cut into chunks.
 
     Raises:
-      ValueError: as `prefix_beam_search`, or if the batch is not that of `state`.
+      ValueError: as `prefix_beam_search`, or if batch or models are not those of `state`.
 
     Example:
       See `beam_init`.
@@ -243,7 +245,8 @@ def beam_finish(
       `Hypotheses` as of `prefix_beam_search`, without times.
 
     Raises:
-      ValueError: if `num_hypotheses` exceeds the width of the beam, or the model is none.
+      ValueError: if `num_hypotheses` exceeds the width of the beam, or the models are not those
+        of `state`.
 
     Example:
       See `beam_init`.
@@ -265,9 +268,20 @@ def _guide(
         models.append(as_language_model(language_model, function=function))
         weights.append(weight)
     if hot_words is not None:
+        if not isinstance(hot_words, LanguageModel):
+            kind = type(hot_words).__name__
+            _checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
         models.append(as_language_model(hot_words, function=function))
         weights.append(jnp.ones((), jnp.float32))
     return Guide(tuple(models), tuple(weights), bonus)
+
+
+def _check_models(function: str, state: BeamState, guide: Guide) -> None:
+    ours, theirs = map(jax.tree.structure, (guide.initial_state, state.prefixes.model_states))
+    if ours != theirs:
+        requirement = "come from calls with the same language_model and hot_words"
+        got = f"model states {theirs}, where those of this call are {ours}"
+        _checks.fail(function, "state", requirement, got)
 
 
 def _first_state(
@@ -310,6 +324,7 @@ def _search(
     blank_threshold: Any,
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
+    _check_models(function, state, guide)
     *batch, frames, classes = scores.shape
     _checks.flags(function, logits_normalized=logits_normalized)
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
@@ -405,6 +420,7 @@ def _append(labels, length, added):
 
 def _best(function: str, state: BeamState, guide: Guide, num_hypotheses: Any) -> Hypotheses:
     """The first of the prefixes, by all that there is to say to them at the end."""
+    _check_models(function, state, guide)
     width = state.labels.shape[-2]
     number = _checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:

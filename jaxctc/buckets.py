@@ -74,7 +74,10 @@ def pad_to_bucket(
       >>> batch.frame_waste, batch.label_waste
       (0.5, 0.25)
     """
-    inputs = [np.asarray(part) for part in frames]
+    inputs = [
+        _checks.host_array("pad_to_bucket", f"frames of example {example}", part, "be an array")
+        for example, part in enumerate(frames)
+    ]
     ids = [_class_ids(example, part) for example, part in enumerate(labels)]
     _check_examples(inputs, ids)
     size = len(inputs)
@@ -91,10 +94,11 @@ def pad_to_bucket(
 
 def _class_ids(example: int, labels: Int[np.ndarray, "_"] | Sequence[int]) -> Int[np.ndarray, "_"]:
     """Ids as int32; below 0 and from the largest int32 on, where no class is, they end there."""
-    ids = np.asarray(labels)
+    argument, requirement = f"labels of example {example}", "be integers in a row"
+    ids = _checks.host_array("pad_to_bucket", argument, labels, requirement)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         got = f"an array of {ids.dtype}{list(ids.shape)}"
-        _checks.fail("pad_to_bucket", f"labels of example {example}", "be integers in a row", got)
+        _checks.fail("pad_to_bucket", argument, requirement, got)
     return np.clip(ids.astype(np.int64), -1, np.iinfo(np.int32).max).astype(np.int32)
 
 
@@ -115,9 +119,10 @@ def _smallest_bucket(
     num_frames: list[int], num_labels: list[int], buckets: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
     """Fewest frames first; that is where the work is."""
-    sizes = np.asarray(buckets)
+    requirement = "be pairs of integers (T, N)"
+    sizes = _checks.host_array("pad_to_bucket", "buckets", buckets, requirement)
     if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu":
-        _checks.fail("pad_to_bucket", "buckets", "be pairs of integers (T, N)", buckets)
+        _checks.fail("pad_to_bucket", "buckets", requirement, buckets)
     most = max(num_frames), max(num_labels)
     large_enough = sizes[(sizes >= most).all(axis=1)].tolist()
     if not large_enough:

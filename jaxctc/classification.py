@@ -49,7 +49,8 @@ def cross_entropy(
       axis: static; where the classes are.
       estimated_type: static; "logits" are normalised here, "log-probs" and "probs" are taken as
         they are.
-      class_weight: factors `w` of the classes; None weighs all alike.
+      class_weight: factors `w` of the classes; None weighs all alike. An id that is no class
+        has the factor 1.
       label_smoothing: share of each target that is spread evenly over the classes, those of
         probability 0 left out.
       ignore_id: an id that costs nothing where it is the target.
@@ -61,7 +62,8 @@ def cross_entropy(
 
     Returns:
       One loss per position, in at least float32. Exactly 0 with gradient 0 where ignored or
-      padded, whatever stands there; NaN where `estimated` is, or is +inf.
+      padded, whatever stands there; NaN where any logit is NaN, or a probability that the target
+      weighs; not finite where that is +inf.
 
     Raises:
       ValueError: if shapes disagree, ids are not integers, or `estimated_type` is none of the
@@ -405,13 +407,17 @@ def _loss_of_ids(
     scores: _Scores, target: Array, weights: Float[Array, "K"] | None, log_zero: Float[Array, ""]
 ) -> Float[Array, "*S"]:
     ids, exists = _ids(target, scores.values.shape[-1])
-    exists &= jnp.take_along_axis(scores.is_possible, ids, axis=-1)
+    is_possible = (exists & jnp.take_along_axis(scores.is_possible, ids, axis=-1))[..., 0]
+    ids, exists = ids[..., 0], exists[..., 0]
     if scores.are_logits:
-        loss = _optax().softmax_cross_entropy_with_integer_labels(scores.values, ids[..., 0])
+        loss = _optax().softmax_cross_entropy_with_integer_labels(scores.values, ids)
     else:
-        loss = 0 - jnp.take_along_axis(scores.values, ids, axis=-1)[..., 0]
-    loss = jnp.where(exists[..., 0], loss, -log_zero)
-    return loss if weights is None else loss * jnp.take(weights, ids[..., 0])
+        loss = 0 - jnp.take_along_axis(scores.values, ids[..., None], axis=-1)[..., 0]
+    if weights is None:
+        return jnp.where(is_possible, loss, -log_zero)
+    # What is no class has no weight to take anything off its price.
+    weight = jnp.where(exists, jnp.take(weights, ids), jnp.ones_like(loss))
+    return weight * jnp.where(is_possible, loss, _price(is_possible, weight, log_zero))
 
 
 def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
@@ -426,7 +432,7 @@ def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array
 
 def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
-    array = _checks.as_array(function, "target", target)
+    array = _checks.as_array(function, "target", _checks.saturated(target))
     if array.shape == shape[:-1]:
         return _checks.class_ids(function, "target", array[..., None])[..., 0]
     given = list(shape[:-1])
@@ -446,7 +452,7 @@ def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "
 
 
 def _is_other(function: str, targets: Array, ignore_id: int) -> Bool[Array, "*S"]:
-    number = _checks.static_int(function, "ignore_id", ignore_id)
+    number = _checks.some_id(function, "ignore_id", ignore_id)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         remedy = "For weights of classes, pass paddings."
         _checks.fail(function, "ignore_id", "be None unless target holds ids", number, remedy)

@@ -188,12 +188,15 @@ def _short_first(word: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
 
 def _bonuses(words: Sequence[Sequence[int]], bonus: Any) -> dict[tuple[int, ...], float]:
     """Bonus of each different word."""
-    worth = np.asarray(bonus, np.float64)
+    requirement = f"be a finite number, or one for each of {len(words)} words"
+    worth = _checks.host_array("hot_words", "bonus", bonus, requirement, np.float64)
     if worth.shape not in ((), (len(words),)) or not np.all(np.abs(worth) < LARGEST):
-        requirement = f"be a finite number, or one for each of {len(words)} words"
         _checks.fail("hot_words", "bonus", requirement, bonus)
     bonuses: dict[tuple[int, ...], float] = {}
     for word, own in zip(words, np.broadcast_to(worth, (len(words),)), strict=True):
+        if not isinstance(word, str) and np.ndim(word) == 0:
+            remedy = "One word alone is a list in a list."
+            _checks.fail("hot_words", "words", "be lists of token ids, from 0 on", word, remedy)
         ids = tuple(_checks.static_int("hot_words", "a token of words", token) for token in word)
         if not ids or min(ids) < 0 or max(ids) > MOST:
             _checks.fail("hot_words", "words", "be lists of token ids, from 0 on", list(word))

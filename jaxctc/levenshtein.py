@@ -236,7 +236,7 @@ def _walk_back(
     words, examples = rows.shape
     if is_column.shape[0] == 0:
         return jnp.zeros((0, examples), jnp.int32)
-    in_line = [part.reshape(-1, examples) for part in trace]
+    in_line = [part.reshape(len(part) * words, examples) for part in trace]
 
     def step(carry, column):
         rises, left, in_ending = carry

@@ -82,7 +82,7 @@ def reduce_loss(
         the sum infinite.
 
     Returns:
-      `WeightedSum`, float32 scalars, or `[*B]` for "none". NaN losses stay NaN.
+      `WeightedSum`, scalars, or `[*B]` for "none", in at least float32. NaN losses stay NaN.
 
     Raises:
       ValueError: if shapes disagree, `per` is none of the above, or the paddings it needs are
@@ -97,7 +97,7 @@ def reduce_loss(
     """
     function = "reduce_loss"
     _checks.flags(function, drop_infeasible=drop_infeasible)
-    values = _checks.real(function, "loss", loss)
+    values = widen(_checks.real(function, "loss", loss))
     counts = ~_checks.paddings(function, "example_paddings", example_paddings, values.shape)
     if drop_infeasible:
         counts &= values != jnp.inf
@@ -129,8 +129,8 @@ def focal_loss(
       gamma: how much less; 0 leaves the loss as it is.
 
     Returns:
-      One loss per example, right also where p rounds to 1. 0 where the loss is not positive; `inf`
-      and NaN stay.
+      One loss per example, in at least float32, right also where p rounds to 1. 0 where the loss
+      is not positive; `inf` and NaN stay.
 
     Raises:
       ValueError: if `loss` is not real.
@@ -144,7 +144,7 @@ def focal_loss(
       2019, "Focal CTC loss for Chinese optical character recognition on unbalanced datasets",
       section 3.
     """
-    values = _checks.real("focal_loss", "loss", loss)
+    values = widen(_checks.real("focal_loss", "loss", loss))
     gamma = _checks.number("focal_loss", "gamma", gamma).astype(values.dtype)
     # Where the power has no derivative, or 0 times infinity is in the way, it is not taken.
     is_inside = (values > 0) & (values < jnp.inf)
@@ -259,7 +259,10 @@ def delay_penalty(
       Yao et al. 2023, "Delay-penalized CTC implemented based on finite state transducer",
       section 3.
     """
-    inputs = _checks.ctc_inputs("delay_penalty", logits, logit_paddings, labels, label_paddings)
+    function = "delay_penalty"
+    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
+    _checks.flags(function, logits_normalized=logits_normalized)
     share = posteriors(
         inputs.logits,
         ~inputs.is_frame,
@@ -326,7 +329,10 @@ def mwer_loss(
       Prabhavalkar et al. 2018, "Minimum word error rate training for attention-based
       sequence-to-sequence models", section 3.2.
     """
-    inputs = _checks.ctc_inputs("mwer_loss", logits, logit_paddings, labels, label_paddings)
+    function = "mwer_loss"
+    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
+    _checks.flags(function, logits_normalized=logits_normalized)
     frames = inputs.logits, ~inputs.is_frame
     reference = inputs.labels, ~inputs.is_label
     options = {"blank_id": blank_id, "logits_normalized": logits_normalized}
@@ -339,7 +345,11 @@ def mwer_loss(
         )
         ids, is_found = found.labels, found.scores > -jnp.inf
     else:
-        ids = _checks.class_ids("mwer_loss", "hypotheses", hypotheses)
+        ids = _checks.class_ids(function, "hypotheses", hypotheses)
+        batch = inputs.labels.shape[:-1]
+        if ids.ndim < 2 or ids.shape[:-2] != batch:
+            requirement = f"have shape [*B, W, L] with *B = {batch}, as in logits"
+            _checks.fail(function, "hypotheses", requirement, ids.shape)
         is_found = jnp.ones(ids.shape[:-1], bool)
 
     def compare(ids: Array) -> tuple[Array, Array]:
@@ -424,8 +434,8 @@ def _lengths(
 ) -> Float[Array, "*B"]:
     if paddings is None:
         _checks.fail(function, argument, "be given for this `per`", None)
-    lengths = paddings_to_lengths(paddings)
-    if lengths.shape != values.shape:
+    array = _checks.as_array(function, argument, paddings)
+    if array.shape[:-1] != values.shape or array.ndim != values.ndim + 1:
         requirement = f"have one axis more than loss {values.shape}"
-        _checks.fail(function, argument, requirement, jnp.shape(paddings))
-    return lengths.astype(values.dtype)
+        _checks.fail(function, argument, requirement, array.shape)
+    return paddings_to_lengths(array).astype(values.dtype)

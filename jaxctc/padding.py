@@ -34,13 +34,13 @@ def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[
       >>> lengths_to_paddings(jnp.array([1, 3]), 3).astype(int).tolist()
       [[0, 1, 1], [0, 0, 0]]
     """
-    counts = _checks.as_array("lengths_to_paddings", "lengths", lengths)
+    counts = _checks.as_array("lengths_to_paddings", "lengths", _checks.saturated(lengths))
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         remedy = "Whole frames remain of a stride: see // instead of /."
         _checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype, remedy)
     size = _checks.count("lengths_to_paddings", "max_length", max_length)
     positions = jnp.arange(size, dtype=jnp.int32)
-    return jnp.expand_dims(positions, range(counts.ndim)) >= counts.astype(jnp.int32)[..., None]
+    return jnp.expand_dims(positions, range(counts.ndim)) >= _checks.as_int32(counts)[..., None]
 
 
 def paddings_to_lengths(paddings: Shaped[ArrayLike, "*B L"]) -> Int[Array, "*B"]:
@@ -79,7 +79,7 @@ def label_paddings_from(
       Booleans, True where padded.
 
     Raises:
-      ValueError: if `labels` are not integers or `padding` is neither of the two.
+      ValueError: if `labels` are not integers or `padding` is neither of the two, or no int32.
 
     Example:
       >>> label_paddings_from(jnp.array([3, 1, -1])).astype(int).tolist()
@@ -88,12 +88,12 @@ def label_paddings_from(
       [0, 0, 1]
     """
     ids = _checks.class_ids("label_paddings_from", "labels", labels)
-    if padding == "negative":
-        return ids < 0
     if isinstance(padding, str):
+        if padding == "negative":
+            return ids < 0
         requirement = 'be "negative" or a class id'
         _checks.fail("label_paddings_from", "padding", requirement, repr(padding))
-    return ids == _checks.static_int("label_paddings_from", "padding", padding)
+    return ids == _checks.some_id("label_paddings_from", "padding", padding)
 
 
 def required_frames(
@@ -192,7 +192,7 @@ def validate(
     label_loop: bool = True,
     wildcard_id: int | None = None,
 ) -> None:
-    """Raises for the first example whose data would make its loss infinite or NaN.
+    """Raises if there is an example whose data would make its loss infinite or NaN.
 
     It looks at values, so it is for the host. Under `jit` the same call works inside a function
     given to `jax.experimental.checkify.checkify`, which then returns the same message as an error.

@@ -164,7 +164,6 @@ def frame_ids(
     wildcard_id: int | None,
 ) -> Int[Array, "*B S T"]:
     """Paths `[*B, S, T]` as class ids; -1 in padded frames and where nothing was found."""
-
     ids = frame_classes(lattice, reading, paths)
     if wildcard_id is not None:
         ids = jnp.where(ids == reading.wildcard, jnp.full_like(ids, wildcard_id), ids)
@@ -313,8 +312,9 @@ def _pack(blank: Array, moves: Array, skips: Array) -> UInt8[Array, "*B 3 bytes"
     nothing = jnp.zeros_like(blank[..., :1])
     moves, skips = (jnp.concatenate([bits, nothing], axis=-1) for bits in (moves, skips))
     bits = jnp.stack([blank, moves, skips], axis=-2)
-    room = jnp.zeros_like(bits, shape=(*bits.shape[:-1], -bits.shape[-1] % 8))
-    bits = jnp.concatenate([bits, room], axis=-1).reshape(*bits.shape[:-1], -1, 8)
+    *shape, width = bits.shape
+    room = jnp.zeros_like(bits, shape=(*shape, -width % 8))
+    bits = jnp.concatenate([bits, room], axis=-1).reshape(*shape, -(-width // 8), 8)
     bits = bits.astype(jnp.uint8) << lax.broadcasted_iota(jnp.uint8, bits.shape, bits.ndim - 1)
     return jnp.sum(bits, axis=-1, dtype=jnp.uint8)
 

@@ -342,8 +342,12 @@ def test_gradient_of_confidences(rng):
     [
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1; got 0"),
         ({"band": -1}, "band must be at least 0; got -1"),
-        ({"wildcard_id": 0}, "wildcard_id must be an id from 0 on, and not the blank 0; got 0"),
-        ({"wildcard_id": -1}, "wildcard_id must be an id from 0 on, and not the blank 0; got -1"),
+        ({"wildcard_id": 0}, r"wildcard_id must be .* and not the blank 0; got 0\."),
+        ({"wildcard_id": -1}, r"wildcard_id must be an id in \[0, 2147483647\), .* got -1\."),
+        (
+            {"wildcard_id": 2**31 - 1},
+            r"wildcard_id must be an id in \[0, 2147483647\), .* got 2147",
+        ),
         ({"label_priors": np.zeros(3, np.float32)}, r"label_priors must have shape \(4,\)"),
         (
             {"label_priors": np.zeros(4, np.int32)},

@@ -185,6 +185,7 @@ BAD_FILES = {
         "have a log-probability, 3 words and no back-off",
     ),
     "no number": (changed(10, "a a -0.25"), 10, "have a log-probability in [-inf, 0]; got 'a a"),
+    "an underscore": (changed(10, "-0_5 a -0.25"), 10, "have a log-probability in [-inf, 0]; got"),
     "NaN": (changed(10, "nan a -0.25"), 10, "have a log-probability in [-inf, 0]"),
     "a probability above 1": (changed(10, "0.5 a -0.25"), 10, "have a log-probability in"),
     "no back-off": (changed(10, "-0.5 a b"), 10, "have a back-off in [-1e+30, 1e+30]"),

@@ -215,6 +215,19 @@ def test_a_narrow_beam_against_a_plain_one(seed):
     assert_close(scores, [truth[sequence] for sequence in labels], rtol=1e-5)
 
 
+@given(SEEDS)
+def test_more_candidates_make_no_difference(seed):
+    """Of 12 classes, a beam of two needs the 2 W + 1 = 5 likeliest, and not only the likeliest."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(20, 12)) * rng.choice([0.1, 1])).astype(np.float32)
+    best, all_of_them = (
+        search(logits, None, beam_width=2, num_hypotheses=2, max_length=20, **options)
+        for options in ({}, {"top_k": 11})
+    )
+    np.testing.assert_array_equal(best.labels, all_of_them.labels)
+    assert_close(best.scores, np.asarray(all_of_them.scores))
+
+
 @pytest.fixture(scope="module")
 def models():
     """A model, hot words, and what else can be said to both ways of searching."""
@@ -379,12 +392,30 @@ def test_no_derivative_is_better_than_a_wrong_one(rng):
         ({"blank_id": 3}, r"blank_id must be a class id in \[-3, 3\)"),
         ({"language_model": "kenlm"}, "language_model must be a model, or a tuple"),
         ({"min_log_prob": [1.0]}, "min_log_prob must be one real number"),
+        ({"hot_words": [[1, 2]]}, "hot_words must be what jaxctc.hot_words returns; got a list"),
     ],
     ids=str,
 )
 def test_errors_say_what_to_do(options: Any, message):
     with pytest.raises(ValueError, match=message):
         prefix_beam_search(np.zeros((2, 3), np.float32), None, **options)
+
+
+def test_a_batch_is_a_tuple():
+    with pytest.raises(
+        ValueError, match=r"beam_init: batch must be a tuple .*; got 2. One axis is"
+    ):
+        beam_init(3, batch=2)  # pyright: ignore[reportArgumentType]
+
+
+def test_models_are_the_same_from_first_to_last():
+    words, frame = hot_words([[1, 2]], 1.0), np.zeros((1, 3), np.float32)
+    for first, later in ((words, None), (None, words)):
+        state = beam_init(3, hot_words=first)
+        with pytest.raises(ValueError, match="beam_step: state must come from calls with the same"):
+            beam_step(state, frame, None, hot_words=later)
+        with pytest.raises(ValueError, match="beam_finish: state must come from calls with the"):
+            beam_finish(state, hot_words=later)
 
 
 def test_a_step_must_have_the_batch_of_its_state():

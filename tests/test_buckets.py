@@ -112,6 +112,21 @@ FAULTS = {
         {},
         "labels of example 1 must be integers in a row; got an array of int64[1, 1].",
     ),
+    "ragged frames": (
+        ([[[1.0, 2.0], [1.0]]], LABELS[:1], BUCKETS),
+        {},
+        "frames of example 0 must be an array; got a list of 2.",
+    ),
+    "ragged labels": (
+        (FRAMES[:1], [[[1], [1, 2]]], BUCKETS),
+        {},
+        "labels of example 0 must be integers in a row; got a list of 2.",
+    ),
+    "ragged pairs": (
+        (FRAMES, LABELS, [(4, 2), (8,)]),
+        {},
+        "buckets must be pairs of integers (T, N); got a list of 2.",
+    ),
     "no pairs": (
         (FRAMES, LABELS, [4, 8]),
         {},

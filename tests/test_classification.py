@@ -160,6 +160,21 @@ class TestCrossEntropy:
         np.testing.assert_array_equal(losses(estimated), 7)
         np.testing.assert_array_equal(jax.grad(lambda x: losses(x).sum())(estimated), 0)
 
+    @every_type
+    def test_weights_of_what_is_impossible(self, kind):
+        """An id that is no class has no class's weight; a class without weight costs nothing."""
+        probs, ids = np.array([0, 0.25, 0.75], np.float32), np.array([3, -1, 0, 1])
+        with np.errstate(divide="ignore"):
+            estimated = np.tile(probs if kind == "probs" else np.log(probs), (4, 1))
+        weight = np.array([0.0, 2.0, 1.0])
+        options = {"estimated_type": kind, "class_weight": weight}
+        loss = cross_entropy(estimated, ids, **options)
+        np.testing.assert_allclose(loss, [1e5, 1e5, 0, 2 * np.log(4)], rtol=1e-6)
+        loss = cross_entropy(estimated, ids, log_epsilon=-np.inf, **options)
+        np.testing.assert_allclose(loss, [np.inf, np.inf, 0, 2 * np.log(4)], rtol=1e-6)
+        gradient = jax.grad(lambda x: cross_entropy(x, ids, **options).sum())(estimated)
+        np.testing.assert_array_equal(gradient[:3], 0)
+
     def test_log_epsilon_may_be_infinite(self):
         loss = cross_entropy(
             jnp.array([-np.inf, 0.0, 0.0]), jnp.array([0.0, 0.5, 0.5]), log_epsilon=-np.inf
@@ -180,6 +195,8 @@ class TestCrossEntropy:
             assert np.isfinite(loss[1])
             assert np.isnan(loss[0]) or kind != "logits"  # the others read one class alone
             assert np.isnan(cross_entropy(np.array([np.nan, 0.5]), 0, estimated_type=kind))
+            assert not np.isfinite(cross_entropy(np.array([np.inf, 0.5]), 0, estimated_type=kind))
+        assert not np.isfinite(cross_entropy(np.array([np.inf, 0.5]), 1))
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
     def test_narrow_floats(self, rng, dtype):
@@ -351,6 +368,7 @@ NO_TYPE: Any = "p"
             "class_weight must have",
         ),
         (lambda: cross_entropy(jnp.zeros(3), jnp.ones(3), ignore_id=1), "pass paddings"),
+        (lambda: cross_entropy(jnp.zeros(3), 1, ignore_id=2**31), "ignore_id must be an id in"),
         (
             lambda: cross_entropy(jnp.zeros((2, 3)), IDS[:2], paddings=jnp.zeros(1)),
             "paddings must have",

@@ -48,6 +48,7 @@ def test_one_side_empty():
 
 def test_nothing_to_report():
     assert report("same", "same") == ""
+    assert format_errors(np.zeros((0, 3), int), None, np.zeros((0, 2), int), None) == ""
 
 
 def test_wide_and_combining_letters_stay_in_their_columns():

@@ -89,6 +89,29 @@ def test_posteriors_and_entropy(truths):
         np.testing.assert_allclose(entropy[row], oracles.entropy(paths), atol=2e-6)
 
 
+def test_wildcards():
+    """In front, between and behind, where without loops labels need no blank beside them."""
+    star = 3
+    sequences = [labels for labels in every_sequence(star + 1, BLANK, 3) if star in labels]
+    ids, no_label = padded(sequences, 3)
+    options = OPTIONS | {"wildcard_id": star, "wildcard_penalty": 0.5}
+
+    @jax.jit
+    def loss_and_shares(*arguments):
+        return jaxctc.ctc_loss(*arguments, **options), jaxctc.posteriors(*arguments, **options)
+
+    arguments = LOGITS[: len(ids)], PADDINGS[: len(ids)], ids, no_label
+    loss, shares = jax.device_get(loss_and_shares(*arguments))
+    log_probs = oracles.log_softmax(arguments[0][:, ~PADDINGS[0]])
+    for row, (scores, labels) in enumerate(zip(log_probs, sequences, strict=True)):
+        paths = oracles.alignments(scores, labels, BLANK, star, 0.5, label_loop=False)
+        blank, label = oracles.posteriors(paths, FRAMES, len(labels))
+        oracles.assert_close(loss[row], oracles.loss(paths), rtol=1e-5)
+        np.testing.assert_allclose(shares.blank[row, ~PADDINGS[0]], blank, atol=2e-6)
+        found = shares.label[row, ~PADDINGS[0], : len(labels)]
+        np.testing.assert_allclose(found, label, atol=2e-6)
+
+
 def test_forced_align(truths):
     @jax.jit
     def best_and_spelt(*arguments):

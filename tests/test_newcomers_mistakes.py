@@ -119,6 +119,11 @@ ERRORS = {
         lambda: cer("abc", None, "abd", None),  # pyright: ignore[reportArgumentType]
         f"cer: hyp must be one array of numbers; got 'abc' of type str. {NOT_AN_ARRAY}",
     ),
+    "an id of 64 bits": (
+        lambda: loss(labels=[[1, 2, 2**40]] * B),
+        "ctc_loss: labels must hold integers of 32 bits; got a list of 4. "
+        "64 bits come with jax_enable_x64.",
+    ),
     "no labels": (
         lambda: loss(labels=None),
         f"ctc_loss: labels must be one array of numbers; got None of type NoneType. {NOT_AN_ARRAY}",
@@ -213,7 +218,7 @@ ERRORS = {
     ),
     "the blank as wildcard": (
         lambda: loss(wildcard_id=0),
-        "ctc_loss: wildcard_id must be an id from 0 on, and not the blank 0; got 0. "
+        "ctc_loss: wildcard_id must be an id in [0, 2147483647), and not the blank 0; got 0. "
         "The number of classes is a good one.",
     ),
 }

@@ -147,6 +147,15 @@ class TestReduceLoss:
         assert reduce_loss(jnp.array([jnp.inf])).mean == 0
         assert reduce_loss(jnp.zeros((0,))).mean == 0
 
+    def test_narrow_losses(self):
+        """Counted and added up in float32: in bfloat16, 257 are 256."""
+        losses = jnp.ones(257, jnp.bfloat16)
+        for paddings, weight in ((None, 257), (np.zeros((257, 257)), 257**2)):
+            per = "example" if paddings is None else "label"
+            result = reduce_loss(losses, label_paddings=paddings, per=per)
+            assert (float(result.sum), float(result.weight)) == (257, weight)
+            assert result.sum.dtype == result.weight.dtype == jnp.float32
+
     def test_gradient_of_infeasible_examples(self):
         def mean(logits):
             loss = ctc_loss(logits, None, np.array([[1, 1], [1, 2]]), None)
@@ -163,6 +172,10 @@ class TestReduceLoss:
             reduce_loss(self.LOSS, per="label")
         with pytest.raises(ValueError, match="one axis more than loss"):
             reduce_loss(self.LOSS, self.PADDINGS[:2], per="frame")
+        with pytest.raises(ValueError, match="one axis more than loss"):
+            reduce_loss(self.LOSS[0], np.float32(0), per="frame")
+        with pytest.raises(ValueError, match="reduce_loss: label_paddings must be one array"):
+            reduce_loss(self.LOSS, label_paddings=[[0], [0, 1]], per="label")  # pyright: ignore[reportArgumentType]
 
 
 class TestFocalLoss:
@@ -345,6 +358,20 @@ class TestMwerLoss:
         np.testing.assert_array_equal(gradient[::3], 0)
         loss, _ = searched_mwer_of(logits, padded, labels, labels < 0)
         np.testing.assert_allclose(loss, [1, 0.5, np.nan, 0.25], rtol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 3)], ids=str)
+    def test_hypotheses_of_another_batch(self, shape):
+        logits, labels = np.zeros((2, 3, 4), np.float32), np.ones((2, 1), int)
+        with pytest.raises(ValueError, match=r"mwer_loss: hypotheses must have .* \*B = \(2,\)"):
+            mwer_loss(logits, None, labels, None, hypotheses=np.ones(shape, int))
+
+
+@pytest.mark.parametrize("function", [delay_penalty, mwer_loss])
+def test_options_are_checked_by_the_name_that_was_called(function):
+    arguments = np.zeros((3, 4), np.float32), None, np.ones(1, int), None
+    for option, value in (("blank_id", 4), ("logits_normalized", 1)):
+        with pytest.raises(ValueError, match=f"^{function.__name__}: {option} must be"):
+            function(*arguments, **{option: value})
 
 
 class TestConsistencyLoss:

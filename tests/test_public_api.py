@@ -245,6 +245,19 @@ def test_batched_is_vmap_is_a_loop(name):
         assert_same(vmapped, batched[1:] if is_long else batched)
 
 
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ON_THE_HOST - WITHOUT_A_BATCH))
+def test_an_empty_batch_has_empty_results(name):
+    """Of the shapes of any other; what mixes the batch has the same."""
+    static = STATIC.get(name, ()) + SHARED.get(name, ())
+    nobody = [a if i in static else example(a, slice(0)) for i, a in enumerate(CALLS[name])]
+    found = jitted(name).eval_shape(*nobody)
+    for empty, full in zip(*map(jax.tree.leaves, (found, result_of(name))), strict=True):
+        shape = list(full.shape)
+        if shape:
+            shape[int(name in TIME_LEADS and full.ndim > 1)] = 0
+        assert (empty.shape, empty.dtype) == (tuple(shape), full.dtype)
+
+
 @every_traced_function
 def test_a_second_call_does_not_trace_again(name):
     result_of(name)

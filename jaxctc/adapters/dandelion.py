@@ -51,7 +51,7 @@ def ctc_cost_logscale(
       Array(0.75, dtype=float32)
     """
     function = "adapters.dandelion.ctc_cost_logscale"
-    probs = jnp.asarray(sm)
+    probs = _checks.as_array(function, "sm", sm)
     if probs.ndim != 3:
         _checks.fail(function, "sm", "have shape (T, C+1, B)", probs.shape)
     probs = jnp.transpose(_checks.class_scores(function, "sm", probs), (2, 0, 1))
@@ -102,7 +102,7 @@ def ctc_best_path_decode(
       ([1.0, 1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 0.0, 0.0, 0.0])
     """
     function = "adapters.dandelion.ctc_best_path_decode"
-    scores = jnp.asarray(Y)
+    scores = _checks.as_array(function, "Y", Y)
     if scores.ndim != 3:
         _checks.fail(function, "Y", "have shape (B, T, C+1)", scores.shape)
     blank = -1 if blank_symbol is None else blank_symbol
@@ -185,9 +185,9 @@ def categorical_crossentropy(
       >>> jnp.exp(-loss)
       Array([0.25], dtype=float32)
     """
-    _check_classes("adapters.dandelion.categorical_crossentropy", predictions, m)
+    scores = _scores("adapters.dandelion.categorical_crossentropy", "predictions", predictions, m)
     return classification.cross_entropy(
-        predictions, targets, estimated_type="probs", eps=eps, class_weight=class_weight
+        scores, targets, estimated_type="probs", eps=eps, class_weight=class_weight
     )
 
 
@@ -216,9 +216,10 @@ def categorical_crossentropy_log(
       >>> jnp.exp(-loss)
       Array([0.25], dtype=float32)
     """
-    _check_classes("adapters.dandelion.categorical_crossentropy_log", log_predictions, m)
+    function = "adapters.dandelion.categorical_crossentropy_log"
+    scores = _scores(function, "log_predictions", log_predictions, m)
     return classification.cross_entropy(
-        log_predictions, targets, estimated_type="log-probs", class_weight=class_weight
+        scores, targets, estimated_type="log-probs", class_weight=class_weight
     )
 
 
@@ -243,8 +244,8 @@ def binary_crossentropy(
       >>> jnp.exp(-binary_crossentropy(jnp.array([[0.25]]), jnp.array([1])))
       Array([[0.25]], dtype=float32)
     """
-    targets = _aligned(predictions, targets)
-    return classification.binary_cross_entropy(predictions, targets, estimated_type="probs")
+    both = _aligned("binary_crossentropy", predictions=predictions, targets=targets)
+    return classification.binary_cross_entropy(*both, estimated_type="probs")
 
 
 def squared_error(a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -266,7 +267,7 @@ def squared_error(a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."]) -> F
       >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
       Array([4., 0.], dtype=float32)
     """
-    return classification.squared_error(a, _aligned(a, b))
+    return classification.squared_error(*_aligned("squared_error", a=a, b=b))
 
 
 def binary_hinge_loss(
@@ -298,10 +299,10 @@ def binary_hinge_loss(
       Array([0.75, 4.  ], dtype=float32)
     """
     kind = "logits" if log_odds else "probs"
-    targets = _aligned(predictions, targets)
+    scores, truth = _aligned("binary_hinge_loss", predictions=predictions, targets=targets)
     if not binary:
-        targets = (targets.astype(jnp.float32) + 1) / 2
-    return classification.binary_hinge_loss(predictions, targets, margin=delta, estimated_type=kind)
+        truth = (truth.astype(jnp.float32) + 1) / 2
+    return classification.binary_hinge_loss(scores, truth, margin=delta, estimated_type=kind)
 
 
 def multiclass_hinge_loss(
@@ -353,8 +354,8 @@ def binary_accuracy(
       >>> binary_accuracy(jnp.array([0.2, 0.5]), jnp.array([0, 1])).tolist()
       [True, True]
     """
-    targets = _aligned(predictions, targets)
-    return classification.binary_accuracy(predictions, targets, threshold=threshold)
+    both = _aligned("binary_accuracy", predictions=predictions, targets=targets)
+    return classification.binary_accuracy(*both, threshold=threshold)
 
 
 def categorical_accuracy(
@@ -385,7 +386,7 @@ def categorical_accuracy(
 
 def _ids(function: str, argument: str, values: ArrayLike) -> Int[Array, "B L"]:
     """Sequences along the last axis, as integers."""
-    array = jnp.asarray(values)
+    array = _checks.as_array(function, argument, _checks.saturated(values))
     if array.ndim != 2:
         _checks.fail(function, argument, "have two axes, the second for the batch", array.shape)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -407,14 +408,21 @@ def _log(probs: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
     return jnp.where(is_possible, log_probs, jnp.full_like(log_probs, -jnp.inf))
 
 
-def _check_classes(function: str, predictions: ArrayLike, m: int | None) -> None:
-    shape = jnp.shape(predictions)
-    if m is not None and _checks.static_int(function, "m", m) != shape[-1]:
-        _checks.fail(function, "m", f"be the number of classes, {shape[-1]}", m)
+def _scores(
+    function: str, argument: str, predictions: ArrayLike, m: int | None
+) -> Shaped[Array, "B N"]:
+    """Scores of m classes."""
+    scores = _checks.as_array(function, argument, predictions)
+    if m is not None and _checks.static_int(function, "m", m) != scores.shape[-1]:
+        _checks.fail(function, "m", f"be the number of classes, {scores.shape[-1]}", m)
+    return scores
 
 
-def _aligned(predictions: ArrayLike, targets: ArrayLike) -> Array:
-    """A vector of targets as a column, for predictions that are one."""
-    shape, targets = jnp.shape(predictions), jnp.asarray(targets)
-    is_column = len(shape) == 2 and shape[1] == 1 and targets.ndim == 1
-    return targets[:, None] if is_column else targets
+def _aligned(function: str, **both: ArrayLike) -> tuple[Array, Array]:
+    """Predictions and targets; a vector of targets as a column, for predictions that are one."""
+    predictions, targets = (
+        _checks.as_array(f"adapters.dandelion.{function}", argument, values)
+        for argument, values in both.items()
+    )
+    is_column = predictions.ndim == 2 and predictions.shape[1] == 1 and targets.ndim == 1
+    return predictions, targets[:, None] if is_column else targets

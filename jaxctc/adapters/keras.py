@@ -115,6 +115,7 @@ def ctc_decode(
     mask = -1 if mask_index is None else mask_index
     blank = _checks.class_id(function, "mask_index", mask, logits.shape[-1])
     _checks.choice(function, "strategy", strategy, ("greedy", "beam_search"))
+    _checks.flags(function, merge_repeated=merge_repeated)
     if _checks.count(function, "top_paths", top_paths, 1) > 1 and strategy == "greedy":
         _checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
     if strategy == "greedy":
@@ -133,7 +134,7 @@ def ctc_decode(
 
 
 def _logits(function: str, argument: str, logits: ArrayLike) -> Float[Array, "B T K"]:
-    array = jnp.asarray(logits)
+    array = _checks.as_array(function, argument, logits)
     if array.ndim != 3:
         requirement = "have shape (batch_size, max_length, num_classes)"
         _checks.fail(function, argument, requirement, array.shape)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
@@ -44,12 +43,13 @@ def ctc_loss(
     Example:
       One path in nine spells [1, 2]:
 
+      >>> import jax.numpy as jnp
       >>> log_probs = jnp.log(jnp.full((2, 1, 3), 1 / 3))
       >>> jnp.exp(ctc_loss(log_probs, jnp.array([[1, 2]]), [2], [2])).round(4)
       Array(9., dtype=float32)
     """
     function = "adapters.lucid.ctc_loss"
-    scores = jnp.asarray(log_probs)
+    scores = _checks.as_array(function, "log_probs", log_probs)
     if scores.ndim != 3:
         _checks.fail(function, "log_probs", "have shape (T, N, C)", scores.shape)
     losses, _ = per_example(

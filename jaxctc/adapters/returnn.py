@@ -143,8 +143,11 @@ def edit_distance(
         requirement = f"have shape [*B, M] with *B = {sides[0].shape[:-1]}, as in a"
         _checks.fail(function, "b", requirement, sides[2].shape)
     kind, longest = jnp.dtype(dtype), max(side.shape[-1] for side in sides)
-    is_whole = jnp.issubdtype(kind, jnp.integer)
-    most = jnp.iinfo(kind).max if is_whole else 2 ** (jnp.finfo(kind).nmant + 1)
+    most = -1
+    if jnp.issubdtype(kind, jnp.integer):
+        most = jnp.iinfo(kind).max
+    elif jnp.issubdtype(kind, jnp.floating):
+        most = 2 ** (jnp.finfo(kind).nmant + 1)
     if most < longest or jax.dtypes.canonicalize_dtype(kind) != kind:
         requirement = f"hold distances up to {longest} (and 64 bits only under jax_enable_x64)"
         _checks.fail(function, "dtype", requirement, kind)

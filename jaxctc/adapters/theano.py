@@ -40,7 +40,7 @@ def ctc(
       Array([5.], dtype=float32)
     """
     function = "adapters.theano.ctc"
-    logits = jnp.asarray(activations)
+    logits = _checks.as_array(function, "activations", activations)
     if logits.ndim != 3:
         _checks.fail(function, "activations", "have shape (t, m, p)", logits.shape)
     logits = jnp.swapaxes(_checks.class_scores(function, "activations", logits), 0, 1)
@@ -89,5 +89,6 @@ class ConnectionistTemporalClassification:
     ) -> Float[Array, "m"]:
         """What `ctc` returns."""
         if not self.compute_grad:
-            activations = lax.stop_gradient(jnp.asarray(activations))
+            array = _checks.as_array("adapters.theano.ctc", "activations", activations)
+            activations = lax.stop_gradient(array)
         return ctc(activations, labels, input_lengths)

@@ -84,7 +84,7 @@ def per_example(
     zero_infinity: bool,
 ) -> tuple[Float[Array, "*N"], Int[Array, "*N"]]:
     """Of each example, the loss and the number of labels."""
-    scores = jnp.asarray(log_probs)
+    scores = _checks.as_array(function, "log_probs", log_probs)
     if scores.ndim not in (2, 3):
         _checks.fail(function, "log_probs", "have shape (T, N, C) or (T, C)", scores.shape)
     scores = jnp.moveaxis(_checks.class_scores(function, "log_probs", scores), 0, -2)
@@ -147,7 +147,8 @@ def _split(
 def _lengths(
     function: str, argument: str, lengths: Any, batch: tuple[int, ...], longest: int
 ) -> Int[Array, "*N"]:
-    counts, known = jnp.asarray(lengths), _on_host(lengths)
+    counts = _checks.as_array(function, argument, _checks.saturated(lengths))
+    known = _on_host(lengths)
     if not batch and counts.shape == (1,):
         counts = counts[0]
     counts = _checks.lengths(function, argument, counts, batch)

@@ -41,6 +41,17 @@ def test_documented_and_annotated(name):
         assert re.search(rf"^  (\w+, )*{parameter.name}(, \w+)*: ", text, re.MULTILINE), parameter
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_ragged_arguments_are_refused_by_name(name):
+    """In our words, whichever of the arguments is looked at first."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    ragged = {p.name: [[1, 2], [1]] for p in parameters if p.default is p.empty}
+    with pytest.raises(
+        ValueError, match=r"\w: \w+ must be one array of numbers; got a list of 2\."
+    ):
+        FUNCTIONS[name](**ragged)
+
+
 def test_no_other_library_is_imported():
     names = ", ".join(f"jaxctc.adapters.{name}" for name in MODULES)
     program = (

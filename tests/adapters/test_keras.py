@@ -194,6 +194,7 @@ DECODE_ERRORS = {
     "lengths": ({"sequence_lengths": [4]}, r"sequence_lengths must be integers of shape \(2,\)"),
     "strategy": ({"strategy": "best"}, "strategy must be .*; got 'best'"),
     "mask": ({"mask_index": -4}, r"mask_index must be a class id in \[-3, 3\); got -4"),
+    "a word": ({"merge_repeated": "no"}, "merge_repeated must be True or False"),
     "no path": ({"top_paths": 0}, "top_paths must be at least 1; got 0"),
     "greedy paths": ({"top_paths": 2}, 'top_paths must be 1 for strategy="greedy"; got 2'),
     "no beam": (BEAM | {"beam_width": 0}, "beam_width must be at least 1"),

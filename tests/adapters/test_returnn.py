@@ -99,6 +99,6 @@ def test_errors():
         with pytest.raises(ValueError, match=f"^adapters.returnn.ctc_loss: {message}"):
             jax.eval_shape(lambda bad=bad: returnn.ctc_loss(**good | bad))
     ids, lengths = np.zeros((1, 300), np.int32), np.array([300])
-    for kind in ("int8", "int64", "bfloat16"):
+    for kind in ("int8", "int64", "bfloat16", "bool", "complex64"):
         with pytest.raises(ValueError, match="dtype must hold distances up to 300"):
             returnn.edit_distance(ids, lengths, ids, lengths, dtype=kind)

@@ -53,6 +53,13 @@ def test_published_numbers():
     np.testing.assert_allclose(costs, expected, rtol=2e-6)
 
 
+def test_large_ids_are_no_padding(activations):
+    """Nor any other class."""
+    for large in (np.array(2**32 - 1), np.array(2**32 + 1)):
+        costs = ctc(activations, np.where(LABELS < 0, large, LABELS), LENGTHS)
+        np.testing.assert_array_equal(costs[:3], np.inf)
+
+
 def test_a_blank_among_the_labels_costs_infinity(activations):
     costs, gradient = cost_and_gradient(activations, np.where(LABELS < 0, 0, LABELS), LENGTHS)
     np.testing.assert_array_equal(costs, np.inf)
