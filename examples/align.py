@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from command_line import OneLine, folder, positive, seed
 from digit_lines import CLASSES, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
-from train_digits import OneLine, Reader, folder, new_reader, positive, seed
+from train_digits import Reader, new_reader
 
 import jaxctc
 
@@ -177,7 +178,7 @@ def _scale(text: str) -> float:
 
 def main() -> None:
     """Trains, aligns, prints and draws."""
-    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=600, help="updates (default: 600)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument("--prior-scale", type=_scale, default=0.4, help="0 to 1 (default: 0.4)")

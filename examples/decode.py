@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
+from command_line import OneLine, folder, positive, seed
 from digit_lines import Lines, load_scans, make_lines, write_lines
 from flax import nnx
 from tqdm import tqdm
-from train_digits import NAMES, OneLine, Reader, folder, new_reader, positive, seed, train_step
+from train_digits import NAMES, Reader, new_reader, train_step
 
 import jaxctc
 
@@ -285,7 +286,7 @@ def _text(labels: np.ndarray) -> str:
 
 def main() -> None:
     """Trains, estimates, tunes, reads the test lines and prints what came of it."""
-    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=450, help="updates (default: 450)")
     parser.add_argument("--lines", type=positive, default=384, help="to test (default: 384)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and training (default: 0)")

@@ -8,24 +8,15 @@ of one batch. Run it with
     python examples/evaluate_vmap.py
 """
 
-import argparse
 import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from command_line import OneLine, positive, seed
 from digit_lines import Lines, load_scans, make_lines
 from flax import nnx
-from train_digits import (
-    NAMES,
-    VALIDATION_BATCHES,
-    OneLine,
-    Reader,
-    evaluation_lines,
-    positive,
-    seed,
-    train,
-)
+from train_digits import NAMES, VALIDATION_BATCHES, Reader, evaluation_lines, train
 
 import jaxctc
 
@@ -90,7 +81,7 @@ def report(lines: Lines, verdicts: Verdict) -> None:
 
 def main() -> None:
     """Trains a reader and judges it."""
-    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=450, help="updates (default: 450)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and training (default: 0)")
     parser.add_argument(

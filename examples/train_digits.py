@@ -9,13 +9,14 @@ in which the digits of a line can lie on its columns. Run it with
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+from command_line import OneLine, folder, positive, seed
 from digit_lines import CLASSES, HEIGHT, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
@@ -203,43 +204,9 @@ def _text(labels: np.ndarray) -> str:
     return "".join(str(label - 1) for label in labels if label > 0)
 
 
-class OneLine(argparse.ArgumentParser):
-    """A parser that does not repeat its usage at every mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        """Says what is wrong in one line, without the usage."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def positive(text: str) -> int:
-    """An option's value from 1 on."""
-    return _integer(text, 1, "a positive integer")
-
-
-def seed(text: str) -> int:
-    """An option's value from 0 on."""
-    return _integer(text, 0, "an integer that is not negative")
-
-
-def _integer(text: str, least: int, kind: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be {kind}; got {text!r}")
-    return int(text)
-
-
-def folder(text: str) -> Path:
-    """A folder to write to, made if it is not there."""
-    path = Path(text)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"must be a folder to write to; got {text!r}") from error
-    return path
-
-
 def main() -> None:
     """Trains, tests, draws, and prints the test CER."""
-    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=750, help="updates (default: 750)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument("--batch-size", type=positive, default=32, help="lines (default: 32)")

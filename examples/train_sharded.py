@@ -26,6 +26,7 @@ import os
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from command_line import OneLine, folder, positive, seed
 from digit_lines import Lines, Scans, load_scans, make_lines
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -34,14 +35,10 @@ from train_digits import (
     EVALUATE_EVERY,
     TEST_BATCHES,
     VALIDATION_BATCHES,
-    OneLine,
     Reader,
     evaluate,
     evaluation_lines,
-    folder,
     new_reader,
-    positive,
-    seed,
     train_step,
 )
 
@@ -111,7 +108,7 @@ def join(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
 
 def main() -> None:
     """Trains from the last checkpoint on, and prints the test CER."""
-    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=750, help="updates (default: 750)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument(

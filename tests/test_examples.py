@@ -1,6 +1,7 @@
 """The examples as a user runs them, in a short mode, and their data."""
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxctc import read_arpa
+import jaxctc
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENCE = 300
@@ -53,6 +54,43 @@ def test_train_digits_runs_and_draws(tmp_path):
     assert re.fullmatch(r"test CER: \d\.\d{4}", done.stdout.splitlines()[-1])
     assert (tmp_path / "new" / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"3/3 .*CER=\d\.\d+, loss=\d+", done.stderr), "a progress bar with both"
+
+
+@pytest.fixture
+def train_linen(digit_lines):
+    del digit_lines  # it has put the examples on the path
+    return pytest.importorskip("train_linen", reason="needs the extra `examples`")
+
+
+@pytest.mark.usefixtures("train_linen")
+def test_train_linen_runs(refusal):
+    done = run("train_linen.py", "--epochs", "2", "--lines", "6", "--batch-size", "4")
+    assert done.returncode == 0, done.stderr
+    row = r"^epoch (\d): \d+\.\d{3} nats per line, validation CER \d\.\d{4}, \d+% of the frames"
+    assert re.findall(row, done.stdout, re.MULTILINE) == ["1", "2"]
+    assert re.fullmatch(r"test CER: \d\.\d{4}", done.stdout.splitlines()[-1])
+    assert refusal("train_linen", "--epochs", "0") == (
+        "train_linen.py: argument --epochs: must be a positive integer; got '0'\n"
+    )
+
+
+def test_a_line_is_read_alike_in_any_bucket(train_linen, digit_lines):
+    """In training, too: neither scores nor the averages of the batch norms see padding."""
+    reader = train_linen.Reader(dropout=0.0)
+    frames = np.random.default_rng(0).standard_normal((2, 48, digit_lines.HEIGHT), np.float32)
+    frames = [frames[0], frames[1, :30]]
+    found = []
+    for bucket in train_linen.BUCKETS[:2]:
+        batch = jaxctc.pad_to_bucket(frames, [[1], [2]], [bucket], batch_size=3)
+        columns = batch.frames, batch.frame_paddings
+        fresh = reader.init(jax.random.key(0), *columns, train=False)
+        variables = jax.tree.map(lambda value: value + 0.1, fresh)  # no bias is 0
+        (logits, no_frame), updates = reader.apply(
+            variables, *columns, train=True, mutable=["batch_stats"]
+        )
+        assert jaxctc.paddings_to_lengths(no_frame).tolist() == [24, 15, 0]
+        found.append((logits[~no_frame], updates))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
 
 
 @pytest.mark.usefixtures("digit_lines")
@@ -221,7 +259,7 @@ def test_n_grams_are_distributions(decode, tmp_path):
     texts = ["19690720", "19691224", "20000101", "11"]
     path = tmp_path / "few.arpa"
     decode.write_arpa(decode.estimate(texts), path)
-    model = read_arpa(path, decode.NAMES)
+    model = jaxctc.read_arpa(path, decode.NAMES)
     for text in ["", *texts, "1969", "77", "02000"]:
         state = model.initial_state
         for sign in text:
