@@ -79,7 +79,7 @@ class Shares(NamedTuple):
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
     pair = with_mirror_image(with_a_frame(lattice))
-    (states, _), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, None)
+    (states, *_), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, None)
     return _meet(states, pair, semiring)
 
 
@@ -104,29 +104,34 @@ def shares(
         return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
 
     table = empty(labels) if fold is None else None
-    (states, table), stored = _to_the_middle(pair, semiring, keep, table)
+    (states, rows, table), starts = _to_the_middle(pair, semiring, keep, table)
     whole = _meet(states, pair, semiring)
     wide = jax.tree.map(lambda part: part[None, ..., None], whole)
 
-    def block(carry, stored):
-        states, found = carry
-        index, kept = stored
+    def block(carry, given):
+        states, rows, parts, found = carry
+        index, start = given
         scores = blocks.scores(pair, index) if fold else blocks.get(found.label, index)
         frames = blocks.emissions(pair, index, scores, semiring)
+        first = index * blocks.size
         if keep is _Keep.STARTS:
-            _, kept = _through(kept, frames, pair, semiring)
-        states, parts = _back_through(states, kept, frames, wide, pair, semiring)
+            first = jnp.zeros_like(first)
+            _, rows = _through(start, rows, first, frames, pair, semiring)
+        states, parts = _back_through(states, parts, rows, first, frames, wide, pair, semiring)
         label = blocks.put(found.label, parts.label, index, fold)
         gap = found.gap
         if gap is not None and parts.gap is not None:
             gap = blocks.put(gap, parts.gap, index)
-        return (_tidy(states, semiring), Shares(label, gap)), None
+        return (_tidy(states, semiring), rows, parts, Shares(label, gap)), None
 
     if fold is not None:
         table = empty(jax.eval_shape(fold, empty(labels)).shape[-1])
     gap = None if lattice.wildcards is None else empty(labels + 1)
-    start = _exchange(states), Shares(table, gap)
-    (_, found), _ = lax.scan(block, start, (blocks.indices, stored), reverse=True)
+    if keep is _Keep.STARTS:
+        rows = _room(blocks.size, pair, semiring)
+    room = jax.tree.map(lambda part: part, _room_for_shares(blocks.size, pair, semiring))
+    start = _exchange(states), rows, room, Shares(table, gap)
+    (*_, found), _ = lax.scan(block, start, (blocks.indices, starts), reverse=True)
     return whole, jax.tree.map(lambda part: blocks.in_order(part)[..., :given, :], found)
 
 
@@ -375,16 +380,33 @@ def _to_the_middle(
     blocks = _Blocks.of(pair)
 
     def block(carry, index):
-        states, table = carry
+        states, rows, table = carry
         scores = blocks.scores(pair, index)
         frames = blocks.emissions(pair, index, scores, semiring)
         if table is not None:
             table = blocks.put(table, scores, index)
-        after, rows = _through(states, frames, pair, semiring)
-        kept = {_Keep.NOTHING: None, _Keep.STARTS: states, _Keep.ROWS: rows}[keep]
-        return (_tidy(after, semiring), table), kept
+        after, rows = _through(states, rows, index * blocks.size, frames, pair, semiring)
+        return (_tidy(after, semiring), rows, table), states if keep is _Keep.STARTS else None
 
-    return lax.scan(block, (_first_states(pair, semiring), table), blocks.indices)
+    rows = _room(blocks.half, pair, semiring) if keep is _Keep.ROWS else None
+    return lax.scan(block, (_first_states(pair, semiring), rows, table), blocks.indices)
+
+
+def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
+    return jax.tree.map(
+        lambda part: jnp.zeros_like(part, shape=(frames, *part.shape)),
+        _stored(_first_states(pair, semiring), pair),
+    )
+
+
+def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
+    room = _room(frames, pair, semiring)
+    floats = [None if part is None else jax.tree.leaves(part)[0] for part in (room.label, room.blank)]
+    return Shares(*floats)
+
+
+def _write(rows: Any, row: Any, index: Array) -> Any:
+    return jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, index, 0), rows, row)
 
 
 def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
@@ -400,32 +422,42 @@ def _first_states(pair: Lattice, semiring: Semiring) -> States:
 
 
 def _through(
-    states: States, frames: Frame, pair: Lattice, semiring: Semiring
-) -> tuple[States, Stored]:
+    states: States,
+    rows: Stored | None,
+    first: Array,
+    frames: Frame,
+    pair: Lattice,
+    semiring: Semiring,
+) -> tuple[States, Stored | None]:
     """One block further to the middle, and its rows."""
     forward, _ = passes(pair)
 
-    def step(states, place):
+    def step(carry, place):
+        states, rows = carry
         states = advance(states, forward, frame_of(frames, place), semiring)
-        return states, _stored(states, pair)
+        if rows is not None:
+            rows = _write(rows, _stored(states, pair), first + place)
+        return (states, rows), None
 
-    return lax.scan(step, states, _Blocks.of(pair).places)
+    return lax.scan(step, (states, rows), _Blocks.of(pair).places)[0]
 
 
 def _back_through(
-    states: States, kept: Stored, frames: Frame, whole: Number, pair: Lattice, semiring: Semiring
+    states: States, parts: Shares, rows: Stored, first: Array, frames: Frame, whole: Number, pair: Lattice, semiring: Semiring
 ) -> tuple[States, Shares]:
     """One block further from the middle, and what the paths that come along have there."""
     _, backward = passes(pair)
 
-    def step(states, stored):
-        place, row = stored
+    def step(carry, place):
+        states, parts = carry
         frame = frame_of(frames, place)
+        row = jax.tree.map(lambda part: lax.dynamic_index_in_dim(part, first + place, 0, keepdims=False), rows)
         arrived = arrive(states, backward, semiring)
         part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
-        return emit(states, arrived, frame, semiring, tidy=False), part
+        parts = _write(parts, part, place)
+        return (emit(states, arrived, frame, semiring, tidy=False), parts), None
 
-    return lax.scan(step, states, (_Blocks.of(pair).places, kept), reverse=True)
+    return lax.scan(step, (states, parts), _Blocks.of(pair).places, reverse=True)[0]
 
 
 def _tidy(states: States, semiring: Semiring) -> States:
