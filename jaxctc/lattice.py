@@ -130,7 +130,9 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     )
 
 
-def frame_scores(lattice: Lattice, first: Int[Array, "*D"], frames: int) -> Float[Array, "F ... N"]:
+def frame_scores(
+    lattice: Lattice, first: Int[Array, "*D"], frames: int
+) -> Float[Array, "... F N"]:
     """The scores of the labels in some frames from the first one on, -inf for what is no label.
 
     Where a lattice and its mirror image lie side by side (`jaxctc.steps`), each has its own frames.
@@ -147,10 +149,10 @@ def frame_scores(lattice: Lattice, first: Int[Array, "*D"], frames: int) -> Floa
         column = lax.GatherDimensionNumbers((1,), (1,), (0, 1))
         return lax.gather(scores, places, column, (frames, 1), mode="promise_in_bounds")
 
-    scores = jnp.moveaxis(one(lattice.scores, jnp.moveaxis(columns, 0, -2)), (-2, -3), (0, 1))
+    scores = jnp.moveaxis(one(lattice.scores, jnp.moveaxis(columns, 0, -2)), -3, 0)
     # XLA:CPU would not vectorise what it computes along with a gather.
-    scores = widen(lax.optimization_barrier(scores[:, 0] if single else scores))
-    return jnp.where(lattice.is_label, scores, jnp.full_like(scores, -jnp.inf))
+    scores = widen(lax.optimization_barrier(scores[0] if single else scores))
+    return jnp.where(lattice.is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
 
 
 def as_given(

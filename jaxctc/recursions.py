@@ -79,7 +79,7 @@ class Shares(NamedTuple):
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
     pair = with_mirror_image(with_a_frame(lattice))
-    (states, *_), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, None)
+    (states, *_), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, _table(pair, semiring))
     return _meet(states, pair, semiring)
 
 
@@ -99,38 +99,42 @@ def shares(
     blocks, labels = _Blocks.of(pair), lattice.labels.shape[-1]
     keep = _Keep.ROWS if _bytes_of_rows(pair, semiring) <= KEPT else _Keep.STARTS
 
-    def empty(width: int) -> Array:
-        shape = (*lattice.label_count.shape, 2 * blocks.half, width)
+    def empty(width: int, rows=2*blocks.half) -> Array:
+        shape = (*lattice.label_count.shape, rows, width)
         return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
 
-    table = empty(labels) if fold is None else None
+    table = empty(labels) if fold is None else empty(labels, 2 * blocks.size)
     (states, rows, table), starts = _to_the_middle(pair, semiring, keep, table)
     whole = _meet(states, pair, semiring)
     wide = jax.tree.map(lambda part: part[None, ..., None], whole)
 
     def block(carry, given):
-        states, rows, parts, found = carry
+        states, rows, parts, table, found = carry
         index, start = given
-        scores = blocks.scores(pair, index) if fold else blocks.get(found.label, index)
+        if fold:
+            table, scores = blocks.read(pair, table, index)
+        else:
+            scores = blocks.get(found.label, index)
         frames = blocks.emissions(pair, index, scores, semiring)
         first = index * blocks.size
         if keep is _Keep.STARTS:
             first = jnp.zeros_like(first)
             _, rows = _through(start, rows, first, frames, pair, semiring)
         states, parts = _back_through(states, parts, rows, first, frames, wide, pair, semiring)
-        label = blocks.put(found.label, parts.label, index, fold)
+        label = blocks.put(found.label, unmirror(parts.label), index, fold)
         gap = found.gap
         if gap is not None and parts.gap is not None:
-            gap = blocks.put(gap, parts.gap, index)
-        return (_tidy(states, semiring), rows, parts, Shares(label, gap)), None
+            gap = blocks.put(gap, unmirror(parts.gap), index)
+        return (_tidy(states, semiring), rows, parts, table, Shares(label, gap)), None
 
+    label, table = table, None
     if fold is not None:
-        table = empty(jax.eval_shape(fold, empty(labels)).shape[-1])
+        label, table = empty(jax.eval_shape(fold, empty(labels)).shape[-1]), label
     gap = None if lattice.wildcards is None else empty(labels + 1)
     if keep is _Keep.STARTS:
         rows = _room(blocks.size, pair, semiring)
     room = jax.tree.map(lambda part: part, _room_for_shares(blocks.size, pair, semiring))
-    start = _exchange(states), rows, room, Shares(table, gap)
+    start = _exchange(states), rows, room, table, Shares(label, gap)
     (*_, found), _ = lax.scan(block, start, (blocks.indices, starts), reverse=True)
     return whole, jax.tree.map(lambda part: blocks.in_order(part)[..., :given, :], found)
 
@@ -187,7 +191,7 @@ def entropy(lattice: Lattice, semiring: Semiring) -> Float[Array, "*B"]:
             either = _surprise(frame.absorbed) + _surprise(1 - frame.absorbed)
             either = jnp.where(lattice.wildcards.in_gap, either, jnp.zeros_like(mixed.blank))
             mixed = mixed._replace(blank=mixed.blank + either)
-        is_frame = frame.is_frame[..., None]
+        is_frame = frame.is_frame
         doubts = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), mixed, doubts)
         return (emit(states, arrived, frame, semiring), doubts), None
 
@@ -302,22 +306,27 @@ class _Blocks(NamedTuple):
         """Indices of the frames of a block."""
         return jnp.arange(self.size, dtype=jnp.int32)
 
-    def scores(self, pair: Lattice, index: Int[Array, ""]) -> Float[Array, "size 2 ... N"]:
-        """Of the labels in one block: of the lattice from the first frame on, of its image from the
-        last on."""
+    def read(
+        self, pair: Lattice, table: Float[Array, "*B R N"], index: Int[Array, ""]
+    ) -> tuple[Float[Array, "*B R N"], Float[Array, "2 *B size N"]]:
+        """The labels' scores in one block, by way of a table: of the lattice from the first frame
+        on, of its image from the last on."""
         early = index * self.size
         first = jnp.stack([early, self.total - self.size - early])
-        scores = frame_scores(pair, first, self.size)
-        is_image = jnp.expand_dims(jnp.array([False, True]), range(1, scores.ndim - 1))
-        return jnp.where(is_image, jnp.flip(scores, 0), scores)
+        place = self.place(table, index)
+        table = self.put(table, frame_scores(pair, first, self.size), place)
+        return table, self.get(table, place)
+
+    def place(self, table, index):
+        return index if table.shape[-2] == 2 * self.half else jnp.zeros_like(index)
 
     def emissions(
         self, pair: Lattice, index: Int[Array, ""], scores: Array, semiring: Semiring
     ) -> Frame:
         """Those of one block, by the scores of its labels."""
         early = index * self.size + self.places
-        frames = jnp.stack([early, self.total - 1 - early], axis=-1)
-        nearer = jnp.stack([2 * early < self.total, 2 * early < self.total - 1], axis=-1)
+        frames = jnp.stack([early, self.total - 1 - early])
+        nearer = jnp.stack([2 * early < self.total, 2 * early < self.total - 1])
         return frames_at(pair, frames, nearer, scores, semiring)
 
     def in_order(self, table: Float[Array, "*B R M"]) -> Float[Array, "*B T M"]:
@@ -334,32 +343,30 @@ class _Blocks(NamedTuple):
 
     def get(
         self, table: Float[Array, "*B R N"], index: Int[Array, ""]
-    ) -> Float[Array, "size 2 ... N"]:
+    ) -> Float[Array, "2 *B size N"]:
         """Reads the rows of a block: both axes of the second half are in reverse."""
         early, later = (
             lax.dynamic_slice_in_dim(table, start, self.size, table.ndim - 2)
-            for start in self._starts(index)
+            for start in self._starts(table, index)
         )
-        return jnp.moveaxis(jnp.stack([early, jnp.flip(later, (-2, -1))]), -2, 0)
+        return jnp.stack([early, jnp.flip(later, -2)])
 
     def put(
         self,
         table: Float[Array, "*B R M"],
-        rows: Float[Array, "size 2 ... N"],
+        rows: Float[Array, "2 *B size N"],
         index: Int[Array, ""],
         fold: Callable[[Array], Array] | None = None,
     ) -> Float[Array, "*B R M"]:
         """Writes the rows of a block in their place."""
-        early, later = jnp.moveaxis(rows, 0, -2)
-        parts = early, jnp.flip(later, (-2, -1))
-        for part, start in zip(parts, self._starts(index), strict=True):
+        for part, start in zip(rows, self._starts(table, index), strict=True):
             part = part if fold is None else fold(part)
             table = lax.dynamic_update_slice_in_dim(table, part, start, table.ndim - 2)
         return table
 
-    def _starts(self, index: Int[Array, ""]) -> tuple[Array, Array]:
+    def _starts(self, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
         early = index * self.size
-        return early, 2 * self.half - self.size - early
+        return early, table.shape[-2] - self.size - early
 
 
 class _Keep(enum.Enum):
@@ -381,10 +388,8 @@ def _to_the_middle(
 
     def block(carry, index):
         states, rows, table = carry
-        scores = blocks.scores(pair, index)
+        table, scores = blocks.read(pair, table, index)
         frames = blocks.emissions(pair, index, scores, semiring)
-        if table is not None:
-            table = blocks.put(table, scores, index)
         after, rows = _through(states, rows, index * blocks.size, frames, pair, semiring)
         return (_tidy(after, semiring), rows, table), states if keep is _Keep.STARTS else None
 
@@ -399,14 +404,28 @@ def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
     )
 
 
+def _table(pair, semiring):
+    blocks = _Blocks.of(pair)
+    shape = (*pair.label_count.shape, 2 * blocks.size, pair.labels.shape[-1])
+    return jnp.zeros_like(pair.label_count, pair.scales.dtype, shape)
+
+
+def unmirror(parts):
+    early, later = parts
+    return early, jnp.flip(later, (-2, -1))
+
+
 def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
-    room = _room(frames, pair, semiring)
-    floats = [None if part is None else jax.tree.leaves(part)[0] for part in (room.label, room.blank)]
-    return Shares(*floats)
+    def room(part):
+        if part is None: return None
+        part = jax.tree.leaves(part)[0]
+        return jnp.zeros_like(part, shape=(*part.shape[:-1], frames, part.shape[-1]))
+    row = _stored(_first_states(pair, semiring), pair)
+    return Shares(room(row.label), room(row.blank))
 
 
-def _write(rows: Any, row: Any, index: Array) -> Any:
-    return jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, index, 0), rows, row)
+def _write(rows: Any, row: Any, index: Array, axis: int) -> Any:
+    return jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, index, axis), rows, row)
 
 
 def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
@@ -436,7 +455,7 @@ def _through(
         states, rows = carry
         states = advance(states, forward, frame_of(frames, place), semiring)
         if rows is not None:
-            rows = _write(rows, _stored(states, pair), first + place)
+            rows = _write(rows, _stored(states, pair), first + place, 0)
         return (states, rows), None
 
     return lax.scan(step, (states, rows), _Blocks.of(pair).places)[0]
@@ -454,7 +473,7 @@ def _back_through(
         row = jax.tree.map(lambda part: lax.dynamic_index_in_dim(part, first + place, 0, keepdims=False), rows)
         arrived = arrive(states, backward, semiring)
         part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
-        parts = _write(parts, part, place)
+        parts = _write(parts, part, place, -2)
         return (emit(states, arrived, frame, semiring, tidy=False), parts), None
 
     return lax.scan(step, (states, parts), _Blocks.of(pair).places, reverse=True)[0]

@@ -37,7 +37,7 @@ class Frame(NamedTuple):
     """Emission of each label, [*B, N]."""
     absorbed: Float[Array, "*B 1"]
     """Share of a gap's emission that is its wildcard's."""
-    is_frame: Bool[Array, "*B"]
+    is_frame: Bool[Array, "*B 1"]
 
 
 class Pass(NamedTuple):
@@ -125,44 +125,45 @@ def frame_at(lattice: Lattice, index: Int[Array, ""], semiring: Semiring) -> Fra
     within = jnp.minimum(index, jnp.asarray(last, index.dtype))
     scores = frame_scores(lattice, within, 1)
     block = frames_at(lattice, within[None], index[None] <= last, scores, semiring)
-    return jax.tree.map(lambda part: part[0], block)
+    return frame_of(block, jnp.zeros_like(within))
 
 
 def frames_at(
     lattice: Lattice,
-    frames: Int[Array, "F *D"],
-    counts: Bool[Array, "F *D"],
-    scores: Float[Array, "F ... N"],
+    frames: Int[Array, "*D F"],
+    counts: Bool[Array, "*D F"],
+    scores: Float[Array, "... F N"],
     semiring: Semiring,
 ) -> Frame:
-    """The emissions of some frames, leading, by the scores of their labels.
+    """The emissions of some frames, an axis of them before that of the labels.
 
     With an axis of two where the lattice has its mirror image beside it. Frames that do not count
     are padded.
     """
 
     def at(rows: Array) -> Array:
-        return rows.at[frames].get(mode="promise_in_bounds")
+        return jnp.moveaxis(rows.at[frames].get(mode="promise_in_bounds"), frames.ndim - 1, -1)[..., None]
 
-    scale = at(lattice.scales)[..., None]
-    blank = semiring.encode(at(lattice.blank_scores)[..., None], scale)
+    scale = at(lattice.scales)
+    blank = semiring.encode(at(lattice.blank_scores), scale)
     label = semiring.encode(scores, scale)
     absorbed, wildcards = jnp.zeros_like(scale), lattice.wildcards
     if wildcards is not None:
-        wildcard = semiring.encode(at(wildcards.scores)[..., None], scale)
+        wildcard = semiring.encode(at(wildcards.scores), scale)
         either = semiring.plus(blank, wildcard)
         one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
         absorbed = semiring.share(wildcard, one, either)
-        blank = jax.tree.map(lambda two, one: jnp.where(wildcards.in_gap, two, one), either, blank)
-    batch = range(frames.ndim, frames.ndim + lattice.is_frame.ndim - 1)
-    is_frame = at(lattice.is_frame) & jnp.expand_dims(counts, batch)
+        in_gap = wildcards.in_gap[..., None, :]
+        blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
+    batch = range(frames.ndim - 1, frames.ndim + lattice.is_frame.ndim - 2)
+    is_frame = at(lattice.is_frame) & jnp.expand_dims(counts, batch)[..., None]
     return lax.optimization_barrier(Frame(blank, label, absorbed, is_frame))
 
 
 def frame_of(block: Frame, place: Int[Array, ""]) -> Frame:
     """Indexed here and not by the scan, whose slices would be copies."""
     return jax.tree.map(
-        lambda part: lax.dynamic_index_in_dim(part, place, 0, keepdims=False), block
+        lambda part: lax.dynamic_index_in_dim(part, place, -2, keepdims=False), block
     )
 
 
@@ -202,7 +203,7 @@ def emit(
     )
     if tidy:
         emitted = States(*map(semiring.tidy, lax.optimization_barrier(emitted)))
-    is_frame = frame.is_frame[..., None]
+    is_frame = frame.is_frame
     kept = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
     return lax.optimization_barrier(kept)
 
