@@ -227,7 +227,7 @@ def _compiled_loss(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
+    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs), reading)
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
@@ -251,7 +251,7 @@ def loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     """Of each example, the gradient of its own loss."""
-    semiring, lattice = value_semiring(inputs), build_lattice(inputs, reading)
+    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs), reading)
     # With few classes, tables of labels would be what takes the most memory.
     classes, fold = inputs.logits.shape[-1], None
     if _is_folded(reading, classes, lattice):
@@ -283,6 +283,20 @@ def _plain_loss(
     inputs = inputs._replace(logits=in_use(inputs.logits, inputs.is_frame))
     lattice = build_lattice(inputs, reading)
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
+
+
+def _in_eights(inputs: _checks.CtcInputs) -> _checks.CtcInputs:
+    """Labels filled up with padding to a multiple of eight, and to sixteen at least.
+
+    XLA:CPU computes rows of them in vectors, but one by one what is left over at the end of each
+    row, and everything in rows of less than sixteen.
+    """
+    labels = inputs.labels.shape[-1]
+    width = max(16, -(-labels // 8) * 8) if labels else 0
+    more = [(0, 0)] * (inputs.labels.ndim - 1) + [(0, width - labels)]
+    return inputs._replace(
+        labels=jnp.pad(inputs.labels, more), is_label=jnp.pad(inputs.is_label, more)
+    )
 
 
 def _is_folded(reading: Reading, classes: int, lattice: Lattice) -> bool:
