@@ -130,9 +130,7 @@ def build_lattice(inputs: _checks.CtcInputs, reading: Reading) -> Lattice:
     )
 
 
-def frame_scores(
-    lattice: Lattice, first: Int[Array, "*D"], frames: int
-) -> Float[Array, "... F N"]:
+def frame_scores(lattice: Lattice, first: Int[Array, "*D"], frames: int) -> Float[Array, "... F N"]:
     """The scores of the labels in some frames from the first one on, -inf for what is no label.
 
     Where a lattice and its mirror image lie side by side (`jaxctc.steps`), each has its own frames.

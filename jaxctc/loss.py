@@ -227,7 +227,7 @@ def _compiled_loss(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs), reading)
+    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs, reading), reading)
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
@@ -251,7 +251,7 @@ def loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     """Of each example, the gradient of its own loss."""
-    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs), reading)
+    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs, reading), reading)
     # With few classes, tables of labels would be what takes the most memory.
     classes, fold = inputs.logits.shape[-1], None
     if _is_folded(reading, classes, lattice):
@@ -285,14 +285,17 @@ def _plain_loss(
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
-def _in_eights(inputs: _checks.CtcInputs) -> _checks.CtcInputs:
+def _in_eights(inputs: _checks.CtcInputs, reading: Reading) -> _checks.CtcInputs:
     """Labels filled up with padding to a multiple of eight, and to sixteen at least.
 
     XLA:CPU computes rows of them in vectors, but one by one what is left over at the end of each
-    row, and everything in rows of less than sixteen.
+    row, and everything in rows of less than sixteen. Devices that have some of the classes each
+    tell each other what labels score, and are not asked for more of them.
     """
     labels = inputs.labels.shape[-1]
-    width = max(16, -(-labels // 8) * 8) if labels else 0
+    if labels == 0 or reading.vocab_axis is not None:
+        return inputs
+    width = max(16, -(-labels // 8) * 8)
     more = [(0, 0)] * (inputs.labels.ndim - 1) + [(0, width - labels)]
     return inputs._replace(
         labels=jnp.pad(inputs.labels, more), is_label=jnp.pad(inputs.is_label, more)

@@ -27,7 +27,6 @@ forward pass leaves the states at every so many frames, and what lies between is
 the backward sweep comes to it (`sweep`).
 """
 
-import enum
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,9 +36,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxctc.lattice import Lattice, frame_scores
+from jaxctc.blocks import Blocks
+from jaxctc.lattice import Lattice
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.semirings import LOG, UNTIDY, Number, Semiring
+from jaxctc.semirings import LOG, Number, Semiring
 from jaxctc.steps import (
     Frame,
     States,
@@ -48,7 +48,6 @@ from jaxctc.steps import (
     emit,
     frame_at,
     frame_of,
-    frames_at,
     passes,
     predecessors,
     virtual_row,
@@ -67,6 +66,11 @@ class Stored(NamedTuple):
     blank: Number | None
     label: Number
 
+    @property
+    def frames(self) -> int:
+        """Of rows: how many."""
+        return jax.tree.leaves(self.label)[0].shape[0]
+
 
 class Shares(NamedTuple):
     """Parts of the total, per frame; anything in padded frames and where the total is zero."""
@@ -79,8 +83,10 @@ class Shares(NamedTuple):
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
     pair = with_mirror_image(with_a_frame(lattice))
-    (states, *_), _ = _to_the_middle(pair, semiring, _Keep.NOTHING, _table(pair, semiring))
-    return _meet(states, pair, semiring)
+    blocks, labels = Blocks.of(pair), lattice.labels.shape[-1]
+    table = blocks.table(pair, labels, of_all=False)
+    seen, _ = _to_the_middle(pair, semiring, table)
+    return _meet(seen.states, pair, semiring)
 
 
 def shares(
@@ -96,46 +102,13 @@ def shares(
     front of each block are, and its rows are computed again.
     """
     given, pair = lattice.is_frame.shape[0], with_mirror_image(with_a_frame(lattice))
-    blocks, labels = _Blocks.of(pair), lattice.labels.shape[-1]
-    keep = _Keep.ROWS if _bytes_of_rows(pair, semiring) <= KEPT else _Keep.STARTS
-
-    def empty(width: int, rows=2*blocks.half) -> Array:
-        shape = (*lattice.label_count.shape, rows, width)
-        return jnp.zeros_like(lattice.label_count, lattice.scales.dtype, shape)
-
-    table = empty(labels) if fold is None else empty(labels, 2 * blocks.size)
-    (states, rows, table), starts = _to_the_middle(pair, semiring, keep, table)
-    whole = _meet(states, pair, semiring)
-    wide = jax.tree.map(lambda part: part[None, ..., None], whole)
-
-    def block(carry, given):
-        states, rows, parts, table, found = carry
-        index, start = given
-        if fold:
-            table, scores = blocks.read(pair, table, index)
-        else:
-            scores = blocks.get(found.label, index)
-        frames = blocks.emissions(pair, index, scores, semiring)
-        first = index * blocks.size
-        if keep is _Keep.STARTS:
-            first = jnp.zeros_like(first)
-            _, rows = _through(start, rows, first, frames, pair, semiring)
-        states, parts = _back_through(states, parts, rows, first, frames, wide, pair, semiring)
-        label = blocks.put(found.label, unmirror(parts.label), index, fold)
-        gap = found.gap
-        if gap is not None and parts.gap is not None:
-            gap = blocks.put(gap, unmirror(parts.gap), index)
-        return (_tidy(states, semiring), rows, parts, table, Shares(label, gap)), None
-
-    label, table = table, None
-    if fold is not None:
-        label, table = empty(jax.eval_shape(fold, empty(labels)).shape[-1]), label
-    gap = None if lattice.wildcards is None else empty(labels + 1)
-    if keep is _Keep.STARTS:
-        rows = _room(blocks.size, pair, semiring)
-    room = jax.tree.map(lambda part: part, _room_for_shares(blocks.size, pair, semiring))
-    start = _exchange(states), rows, room, table, Shares(label, gap)
-    (*_, found), _ = lax.scan(block, start, (blocks.indices, starts), reverse=True)
+    blocks = Blocks.of(pair)
+    keeps = _bytes_of_rows(blocks.half, pair, semiring) <= KEPT
+    rows = _room(blocks.half, pair, semiring) if keeps else None
+    table = blocks.table(pair, lattice.labels.shape[-1], of_all=fold is None)
+    seen, starts = _to_the_middle(pair, semiring, table, rows, starts=not keeps)
+    whole = _meet(seen.states, pair, semiring)
+    found = _from_the_middle(pair, semiring, whole, seen, starts, fold)
     return whole, jax.tree.map(lambda part: blocks.in_order(part)[..., :given, :], found)
 
 
@@ -269,132 +242,78 @@ def sweep(
     )
 
 
-class _Blocks(NamedTuple):
-    """The frames of either half in blocks of one size.
+class _Seen(NamedTuple):
+    """What the way to the middle has come to."""
 
-    Emissions are computed a block at a time, which keeps them in the cache and several cores
-    busy, as one frame would not. It takes a block for a number to need tidying.
-
-    The halves overlap in the middle, by what the blocks have more than there are frames. There a
-    frame counts for the half that it is nearer to the start of, and for the other it is a padded
-    one; tables have a row for each.
-    """
-
-    total: int
-    number: int
-    size: int
-
-    @classmethod
-    def of(cls, lattice: Lattice) -> "_Blocks":
-        """Of no more than `UNTIDY` frames."""
-        total = lattice.is_frame.shape[0]
-        half = -(-total // 2)
-        number = -(-half // UNTIDY)
-        return cls(total, number, -(-half // number))
-
-    @property
-    def half(self) -> int:
-        """How many frames there are in a half."""
-        return self.number * self.size
-
-    @property
-    def indices(self) -> Int[Array, "number"]:
-        return jnp.arange(self.number, dtype=jnp.int32)
-
-    @property
-    def places(self) -> Int[Array, "size"]:
-        """Indices of the frames of a block."""
-        return jnp.arange(self.size, dtype=jnp.int32)
-
-    def read(
-        self, pair: Lattice, table: Float[Array, "*B R N"], index: Int[Array, ""]
-    ) -> tuple[Float[Array, "*B R N"], Float[Array, "2 *B size N"]]:
-        """The labels' scores in one block, by way of a table: of the lattice from the first frame
-        on, of its image from the last on."""
-        early = index * self.size
-        first = jnp.stack([early, self.total - self.size - early])
-        place = self.place(table, index)
-        table = self.put(table, frame_scores(pair, first, self.size), place)
-        return table, self.get(table, place)
-
-    def place(self, table, index):
-        return index if table.shape[-2] == 2 * self.half else jnp.zeros_like(index)
-
-    def emissions(
-        self, pair: Lattice, index: Int[Array, ""], scores: Array, semiring: Semiring
-    ) -> Frame:
-        """Those of one block, by the scores of its labels."""
-        early = index * self.size + self.places
-        frames = jnp.stack([early, self.total - 1 - early])
-        nearer = jnp.stack([2 * early < self.total, 2 * early < self.total - 1])
-        return frames_at(pair, frames, nearer, scores, semiring)
-
-    def in_order(self, table: Float[Array, "*B R M"]) -> Float[Array, "*B T M"]:
-        """The rows that count."""
-        if 2 * self.half == self.total:
-            return table
-        first, rest = -(-self.total // 2), self.total // 2
-        axis, rows = table.ndim - 2, table.shape[-2]
-        parts = [
-            lax.slice_in_dim(table, 0, first, axis=axis),
-            lax.slice_in_dim(table, rows - rest, rows, axis=axis),
-        ]
-        return jnp.concatenate(parts, axis=axis)
-
-    def get(
-        self, table: Float[Array, "*B R N"], index: Int[Array, ""]
-    ) -> Float[Array, "2 *B size N"]:
-        """Reads the rows of a block: both axes of the second half are in reverse."""
-        early, later = (
-            lax.dynamic_slice_in_dim(table, start, self.size, table.ndim - 2)
-            for start in self._starts(table, index)
-        )
-        return jnp.stack([early, jnp.flip(later, -2)])
-
-    def put(
-        self,
-        table: Float[Array, "*B R M"],
-        rows: Float[Array, "2 *B size N"],
-        index: Int[Array, ""],
-        fold: Callable[[Array], Array] | None = None,
-    ) -> Float[Array, "*B R M"]:
-        """Writes the rows of a block in their place."""
-        for part, start in zip(rows, self._starts(table, index), strict=True):
-            part = part if fold is None else fold(part)
-            table = lax.dynamic_update_slice_in_dim(table, part, start, table.ndim - 2)
-        return table
-
-    def _starts(self, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
-        early = index * self.size
-        return early, table.shape[-2] - self.size - early
-
-
-class _Keep(enum.Enum):
-    """What the way to the middle leaves behind."""
-
-    NOTHING = enum.auto()
-    STARTS = enum.auto()
-    ROWS = enum.auto()
+    states: States
+    rows: Stored | None
+    """The states of every frame, leading; None if nobody wants them."""
+    table: Float[Array, "*B R N"]
+    """Of the labels' scores (`jaxctc.blocks`)."""
 
 
 def _to_the_middle(
-    pair: Lattice, semiring: Semiring, keep: _Keep, table: Array | None
-) -> tuple[tuple[States, Any], Any]:
-    """Both halves up to where they meet, and what is kept of each block.
+    pair: Lattice,
+    semiring: Semiring,
+    table: Float[Array, "*B R N"],
+    rows: Stored | None = None,
+    *,
+    starts: bool = False,
+) -> tuple[_Seen, States | None]:
+    """Both halves up to where they meet; if asked for, the states in front of each block."""
+    blocks = Blocks.of(pair)
 
-    Labels' scores are left in the table, if there is one.
-    """
-    blocks = _Blocks.of(pair)
-
-    def block(carry, index):
-        states, rows, table = carry
-        table, scores = blocks.read(pair, table, index)
+    def block(seen, index):
+        table, scores = blocks.scores(pair, seen.table, index)
         frames = blocks.emissions(pair, index, scores, semiring)
-        after, rows = _through(states, rows, index * blocks.size, frames, pair, semiring)
-        return (_tidy(after, semiring), rows, table), states if keep is _Keep.STARTS else None
+        states, rows = _through(seen.states, frames, seen.rows, index, pair, semiring)
+        return _Seen(_tidy(states, semiring), rows, table), seen.states if starts else None
 
-    rows = _room(blocks.half, pair, semiring) if keep is _Keep.ROWS else None
-    return lax.scan(block, (_first_states(pair, semiring), rows, table), blocks.indices)
+    first = _Seen(_first_states(pair, semiring), rows, table)
+    return lax.scan(block, first, blocks.indices)
+
+
+def _from_the_middle(
+    pair: Lattice,
+    semiring: Semiring,
+    whole: Number,
+    seen: _Seen,
+    starts: States | None,
+    fold: Callable[[Array], Array] | None,
+) -> Shares:
+    """Each half back through what the other has seen; tables of the shares, folded or not."""
+    blocks, labels = Blocks.of(pair), pair.labels.shape[-1]
+
+    def block(carry, given):
+        states, rows, parts, table, found = carry
+        index, start = given
+        if fold is None:
+            scores = blocks.get(found.label, index)
+        else:
+            table, scores = blocks.scores(pair, table, index)
+        frames = blocks.emissions(pair, index, scores, semiring)
+        if start is not None:
+            _, rows = _through(start, frames, rows, index, pair, semiring)
+        states, parts = _back_through(states, frames, rows, index, parts, whole, pair, semiring)
+        label, gap = _unmirrored(parts.label), found.gap
+        label = blocks.put(found.label, label if fold is None else map(fold, label), index)
+        if gap is not None and parts.gap is not None:
+            gap = blocks.put(gap, _unmirrored(parts.gap), index)
+        return (_tidy(states, semiring), rows, parts, table, Shares(label, gap)), None
+
+    label, table = seen.table, None
+    if fold is not None:
+        label, table = blocks.table(pair, jax.eval_shape(fold, label).shape[-1]), label
+    gap = None if pair.wildcards is None else blocks.table(pair, labels + 1)
+    rows = _room(blocks.size, pair, semiring) if seen.rows is None else seen.rows
+    parts = _room_for_shares(blocks.size, pair)
+    middle = _exchange(seen.states), rows, parts, table, Shares(label, gap)
+    (*_, found), _ = lax.scan(block, middle, (blocks.indices, starts), reverse=True)
+    return found
+
+
+# Scans hand on the arrays that they write in. Those that they would stack by themselves are filled
+# with zeros first, and those of a scan within another at each of its turns.
 
 
 def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
@@ -404,34 +323,25 @@ def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
     )
 
 
-def _table(pair, semiring):
-    blocks = _Blocks.of(pair)
-    shape = (*pair.label_count.shape, 2 * blocks.size, pair.labels.shape[-1])
-    return jnp.zeros_like(pair.label_count, pair.scales.dtype, shape)
+def _room_for_shares(frames: int, pair: Lattice) -> Shares:
+    labels, dtype = pair.can_skip.shape[-1], pair.scales.dtype
+
+    def room(width: int) -> Array:
+        shape = (*pair.can_skip.shape[:-1], frames, width)
+        return jnp.zeros_like(pair.can_skip, dtype, shape)
+
+    return Shares(room(labels), None if pair.wildcards is None else room(labels + 1))
 
 
-def unmirror(parts):
-    early, later = parts
-    return early, jnp.flip(later, (-2, -1))
+def _write(rows: Any, row: Any, index: Int[Array, ""], axis: int) -> Any:
+    return jax.tree.map(
+        lambda many, one: lax.dynamic_update_index_in_dim(many, one, index, axis), rows, row
+    )
 
 
-def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
-    def room(part):
-        if part is None: return None
-        part = jax.tree.leaves(part)[0]
-        return jnp.zeros_like(part, shape=(*part.shape[:-1], frames, part.shape[-1]))
-    row = _stored(_first_states(pair, semiring), pair)
-    return Shares(room(row.label), room(row.blank))
-
-
-def _write(rows: Any, row: Any, index: Array, axis: int) -> Any:
-    return jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, index, axis), rows, row)
-
-
-def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
-    row = jax.eval_shape(lambda: _stored(_first_states(pair, semiring), pair))
-    size = sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(row))
-    return _Blocks.of(pair).half * size
+def _bytes_of_rows(frames: int, pair: Lattice, semiring: Semiring) -> int:
+    rows = jax.eval_shape(lambda: _room(frames, pair, semiring))
+    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(rows))
 
 
 def _first_states(pair: Lattice, semiring: Semiring) -> States:
@@ -442,41 +352,59 @@ def _first_states(pair: Lattice, semiring: Semiring) -> States:
 
 def _through(
     states: States,
-    rows: Stored | None,
-    first: Array,
     frames: Frame,
+    rows: Stored | None,
+    index: Int[Array, ""],
     pair: Lattice,
     semiring: Semiring,
-) -> tuple[States, Stored | None]:
-    """One block further to the middle, and its rows."""
-    forward, _ = passes(pair)
+) -> tuple[States, Any]:
+    """One block further to the middle, and its rows written, if there is room for them."""
+    blocks, (forward, _) = Blocks.of(pair), passes(pair)
 
     def step(carry, place):
         states, rows = carry
         states = advance(states, forward, frame_of(frames, place), semiring)
         if rows is not None:
-            rows = _write(rows, _stored(states, pair), first + place, 0)
+            start = blocks.start(index, rows.frames)
+            rows = _write(rows, _stored(states, pair), start + place, 0)
         return (states, rows), None
 
-    return lax.scan(step, (states, rows), _Blocks.of(pair).places)[0]
+    return lax.scan(step, (states, rows), blocks.places)[0]
 
 
 def _back_through(
-    states: States, parts: Shares, rows: Stored, first: Array, frames: Frame, whole: Number, pair: Lattice, semiring: Semiring
+    states: States,
+    frames: Frame,
+    rows: Stored,
+    index: Int[Array, ""],
+    parts: Shares,
+    whole: Number,
+    pair: Lattice,
+    semiring: Semiring,
 ) -> tuple[States, Shares]:
     """One block further from the middle, and what the paths that come along have there."""
-    _, backward = passes(pair)
+    blocks, (_, backward) = Blocks.of(pair), passes(pair)
+    whole = jax.tree.map(lambda part: part[None, ..., None], whole)
+    start = blocks.start(index, rows.frames)
 
     def step(carry, place):
         states, parts = carry
         frame = frame_of(frames, place)
-        row = jax.tree.map(lambda part: lax.dynamic_index_in_dim(part, first + place, 0, keepdims=False), rows)
+        row = jax.tree.map(
+            lambda part: lax.dynamic_index_in_dim(part, start + place, 0, keepdims=False), rows
+        )
         arrived = arrive(states, backward, semiring)
         part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
-        parts = _write(parts, part, place, -2)
-        return (emit(states, arrived, frame, semiring, tidy=False), parts), None
+        states = emit(states, arrived, frame, semiring, tidy=False)
+        return (states, _write(parts, part, place, -2)), None
 
-    return lax.scan(step, (states, parts), _Blocks.of(pair).places, reverse=True)[0]
+    return lax.scan(step, (states, parts), blocks.places, reverse=True)[0]
+
+
+def _unmirrored(parts: Float[Array, "2 *B size N"]) -> tuple[Array, Array]:
+    """Frames and labels of both in the order of the lattice."""
+    early, later = parts
+    return early, jnp.flip(later, (-2, -1))
 
 
 def _tidy(states: States, semiring: Semiring) -> States:

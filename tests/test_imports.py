@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "scores": {"_checks", "semirings", "sharding"},
     "lattice": {"_checks", "padding", "scores", "sharding"},
     "steps": {"lattice", "padding", "semirings"},
-    "recursions": {"lattice", "padding", "semirings", "steps"},
+    "blocks": {"lattice", "semirings", "steps"},
+    "recursions": {"blocks", "lattice", "padding", "semirings", "steps"},
     "paths": {"lattice", "recursions", "scores", "semirings", "steps"},
     "derivatives": {"_checks", "scores", "semirings"},
     "posteriors": {
