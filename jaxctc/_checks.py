@@ -183,10 +183,20 @@ def paddings(
             remedy = f"For lengths, pass lengths_to_paddings(lengths, {shape[-1]})."
         elif len(shape) == 2 and array.shape == shape[::-1]:
             remedy = "The batch comes first, in all arguments: see jnp.swapaxes."
+        elif argument == "logit_paddings" and (stride := _stride(array.shape, shape)):
+            remedy = f"If the model keeps one frame in {stride}, pass {argument}[..., ::{stride}]."
         fail(function, argument, f"have shape {shape}", array.shape, remedy)
     if not _is(array, jnp.bool_, jnp.integer, jnp.floating):
         fail(function, argument, "be booleans or real numbers, nonzero = padded", _kind(array))
     return array.astype(bool)
+
+
+def _stride(paddings: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
+    """The stride that leaves of so many paddings as many as there are scores, if there is one."""
+    if paddings[:-1] != wanted[:-1] or not 1 < wanted[-1] < paddings[-1]:
+        return None
+    stride = -(-paddings[-1] // wanted[-1])
+    return stride if -(-paddings[-1] // stride) == wanted[-1] else None
 
 
 def flags(function: str, **values: Any) -> None:

@@ -70,6 +70,21 @@ ERRORS = {
         "ctc_loss: logit_paddings must have shape (4, 9); got (9, 4). "
         "The batch comes first, in all arguments: see jnp.swapaxes.",
     ),
+    "paddings from in front of a stride": (
+        lambda: loss(logit_paddings=np.zeros((B, 3 * T))),
+        "ctc_loss: logit_paddings must have shape (4, 9); got (4, 27). "
+        "If the model keeps one frame in 3, pass logit_paddings[..., ::3].",
+    ),
+    "paddings from in front of a stride, and a rest": (
+        lambda: greedy_decode(LOGITS[0], np.zeros(2 * T - 1)),
+        "greedy_decode: logit_paddings must have shape (9,); got (17,). "
+        "If the model keeps one frame in 2, pass logit_paddings[..., ::2].",
+    ),
+    "paddings of more frames, which no stride leaves": (
+        lambda: loss(logit_paddings=np.zeros((B, 2 * T + 1))),
+        "ctc_loss: logit_paddings must have shape (4, 9); got (4, 19). "
+        "One value per position: 0 = in use, 1 = padded.",
+    ),
     "complex paddings": (
         lambda: loss(logit_paddings=NO_FRAME.astype(np.complex64)),
         "ctc_loss: logit_paddings must be booleans or real numbers, nonzero = padded; "
