@@ -95,6 +95,8 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
         return jnp.asarray(values)
     except (TypeError, ValueError):
         remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+        if "labels" in getattr(values, "_fields", ()):
+            remedy = "Pass a field of it, such as .labels."
         fail(function, argument, "be one array of numbers", _kind(values), remedy)
     except OverflowError:
         remedy = "64 bits come with jax_enable_x64."

@@ -16,6 +16,7 @@ import pytest
 from jaxctc import (
     cer,
     ctc_loss,
+    error_counts,
     greedy_decode,
     lengths_to_paddings,
     prefix_beam_search,
@@ -133,6 +134,11 @@ ERRORS = {
     "strings to compare": (
         lambda: cer("abc", None, "abd", None),  # pyright: ignore[reportArgumentType]
         f"cer: hyp must be one array of numbers; got 'abc' of type str. {NOT_AN_ARRAY}",
+    ),
+    "hypotheses for their labels": (
+        lambda: error_counts(greedy_decode(LOGITS, None), None, LABELS, None),  # pyright: ignore[reportArgumentType]
+        "error_counts: hyp must be one array of numbers; got a Hypotheses of 6. "
+        "Pass a field of it, such as .labels.",
     ),
     "an id of 64 bits": (
         lambda: loss(labels=[[1, 2, 2**40]] * B),
