@@ -164,11 +164,13 @@ def as_int32(array: Int[Array, "..."]) -> Int[Array, "..."]:
     return array.astype(jnp.int32)
 
 
-def some_id(function: str, argument: str, value: Any) -> int:
+def some_id(
+    function: str, argument: str, value: Any, least: int = _INT32.min, remedy: str = ""
+) -> int:
     """A static id, of a class or not; the largest of int32 stands for all that are beyond it."""
     index = static_int(function, argument, value)
-    if not _INT32.min <= index < _INT32.max:
-        fail(function, argument, f"be an id in [{_INT32.min}, {_INT32.max})", index)
+    if not least <= index < _INT32.max:
+        fail(function, argument, f"be an id in [{least}, {_INT32.max})", index, remedy)
     return index
 
 

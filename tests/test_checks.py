@@ -81,6 +81,16 @@ MESSAGES = {
         "collapse: frame_labels must be integers; got an array of float32[4, 9, 5]. "
         "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest.",
     ),
+    "collapse, the last class for a blank": (
+        lambda: collapse(LABELS, blank_id=-1),
+        "collapse: blank_id must be an id in [0, 2147483647); got -1. "
+        "How many classes there are is not known here, so none can be counted from the last.",
+    ),
+    "collapse, no class": (
+        lambda: collapse(LABELS, blank_id=2**40),
+        "collapse: blank_id must be an id in [0, 2147483647); got 1099511627776. "
+        "How many classes there are is not known here, so none can be counted from the last.",
+    ),
     "edit_distance": (
         lambda: edit_distance(LABELS, None, LABELS[:2], None),
         "edit_distance: ref must have shape [*B, M] with *B = (4,), as in hyp (4, 3); got (2, 3).",
