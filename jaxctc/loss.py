@@ -75,7 +75,7 @@ def ctc_loss(
       label_priors: log-probabilities of the classes, the blank included, `[K]` or `[*B, K]`:
         the log of their average posterior, say. Alignments are then weighed by
         p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
-        be negative. A class with prior -inf is as one with score +inf.
+        be negative. A class with prior -inf is as one with score +inf, unless the scale is 0.
       prior_scale: how much of them counts. May be traced.
       wildcard_id: static id, not the blank; best `K`. Where it stands among the labels, any
         number of frames may pass unexplained, none included: in the gap between the labels
