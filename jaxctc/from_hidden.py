@@ -189,7 +189,8 @@ def _over_blocks(how: _How, one, carry, classes: int):
     starts = jnp.arange(classes // size, dtype=jnp.int32) * size
     carry, _ = lax.scan(lambda carry, start: (one(carry, start, size), None), carry, starts)
     if classes % size:
-        carry = one(carry, classes - classes % size, classes % size)
+        start = jnp.asarray(classes - classes % size, jnp.int32)
+        carry = one(carry, start, classes % size)
     return carry
 
 

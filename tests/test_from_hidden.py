@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import dtypes
 
 from jaxctc import ctc_loss, ctc_loss_from_hidden
 
@@ -176,6 +177,18 @@ def test_no_logits_in_memory():
         return memory.temp_size_in_bytes
 
     assert temporaries(ctc_loss_from_hidden) < temporaries(from_logits) / 10
+
+
+@pytest.mark.usefixtures("x64")
+def test_no_64_bit_values_in_what_is_left_of_the_blocks(rng):
+    labels = np.array([1, 3], np.int32)
+
+    def loss(hidden, kernel, bias):
+        return ctc_loss_from_hidden(hidden, kernel, bias, None, labels, None, block_size=2)
+
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    found = dtypes(jax.make_jaxpr(both)(*layer(rng, (), 4, 3, 5)).jaxpr)
+    assert not {dtype for dtype in found if dtype.endswith("64")}
 
 
 @pytest.mark.parametrize(
