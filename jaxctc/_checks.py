@@ -268,9 +268,12 @@ def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"])
 
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     """One real number, traced or not."""
-    array = as_array(function, argument, value)
+    try:
+        array = jnp.asarray(value)
+    except (OverflowError, TypeError, ValueError):
+        fail(function, argument, "be one real number", _kind(value))
     if array.ndim or not _is(array, jnp.integer, jnp.floating):
-        fail(function, argument, "be one real number", _kind(array))
+        fail(function, argument, "be one real number", _kind(value))
     return array if _is(array, jnp.floating) else array.astype(jnp.float32)
 
 

@@ -109,6 +109,7 @@ def ctc_loss_from_hidden(
     if offset.shape != (classes,):
         _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
     _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
+    epsilon = _checks.number(function, "log_epsilon", log_epsilon)
     how = _How(
         _checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
@@ -118,7 +119,7 @@ def ctc_loss_from_hidden(
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
     layer = _Layer(inputs.logits, matrix, offset)
     loss = _compiled_loss(how, varying_like(layer, *layer, *targets), targets)
-    return without_infinity(loss, log_epsilon, zero_infinity)
+    return without_infinity(loss, epsilon, zero_infinity)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

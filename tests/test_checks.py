@@ -52,6 +52,11 @@ MESSAGES = {
         "ctc_loss_with_forward_probs: blank_id must be a class id in [-5, 5); got -6. "
         "There are K = 5 classes, the blank included.",
     ),
+    "a log 0 of more than one number, with rows": (
+        lambda: ctc_loss_with_forward_probs(LOGITS, None, LABELS, None, log_epsilon=jnp.zeros(4)),
+        "ctc_loss_with_forward_probs: log_epsilon must be one real number; "
+        "got an array of float32[4].",
+    ),
     "float blank": (
         lambda: loss(blank_id=0.0),  # pyright: ignore[reportArgumentType]
         "ctc_loss: blank_id must be a static integer; got 0.0 of type float. "

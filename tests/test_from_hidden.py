@@ -201,6 +201,8 @@ def test_no_64_bit_values_in_what_is_left_of_the_blocks(rng):
         ({"blank_id": 5}, "blank_id must"),
         ({"hidden": np.zeros(3)}, "hidden must"),
         ({"labels": np.zeros((2, 2), int)}, "labels must .* as in hidden"),
+        ({"log_epsilon": "-1e5"}, "log_epsilon must be one real number; got '-1e5'"),
+        ({"log_epsilon": [-1e5, -1e5]}, "log_epsilon must be one real number; got a list of 2"),
     ],
 )
 def test_arguments(change, message):

@@ -232,6 +232,14 @@ ERRORS = {
         "ctc_loss: zero_infinity must be True or False, and static; got an array of bool[]. "
         f"{NOT_STATIC}",
     ),
+    "a word for log 0": (
+        lambda: loss(log_epsilon="-inf"),
+        "ctc_loss: log_epsilon must be one real number; got '-inf' of type str.",
+    ),
+    "log 0 for each example": (
+        lambda: loss(log_epsilon=[-1e5] * B),
+        "ctc_loss: log_epsilon must be one real number; got a list of 4.",
+    ),
     "a word for a flag": (
         lambda: required_frames(LABELS, label_loop="no"),  # pyright: ignore[reportArgumentType]
         "required_frames: label_loop must be True or False, and static; got 'no' of type str. "
