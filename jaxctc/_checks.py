@@ -10,6 +10,7 @@ import operator
 import reprlib
 from typing import Any, NamedTuple, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -264,6 +265,29 @@ def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"])
         repr(value),
         "The last entry of their in_specs names it, and check_vma stays True.",
     )
+
+
+def inputs_not_explicit(function: str, inputs: CtcInputs, scores_name: str = "logits") -> None:
+    """`not_explicit` of the four arguments."""
+    names = scores_name, "logit_paddings", "labels", "label_paddings"
+    not_explicit(function, **dict(zip(names, inputs, strict=True)))
+
+
+def not_explicit(function: str, **arrays: Array) -> None:
+    """Refuses what is spread over explicit axes of a mesh.
+
+    There JAX wants the sharding of every step to be given. Within `jax.shard_map` no axis is
+    explicit, and within `jax.vmap` the one that is mapped over cannot be seen.
+    """
+    for argument, array in arrays.items():
+        kind = jax.typeof(array)
+        if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
+            requirement = "not be spread over explicit axes of a mesh"
+            auto = (
+                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(kind.sharding.mesh.axis_names)}"
+            )
+            remedy = f"Pass {auto} to jax.make_mesh, or call {function} within jax.shard_map."
+            fail(function, argument, requirement, str(kind), remedy)
 
 
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:

@@ -100,6 +100,7 @@ def ctc_loss_from_hidden(
     inputs = _checks.ctc_inputs(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
+    _checks.inputs_not_explicit(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"
         _checks.fail(function, "hidden", requirement, inputs.logits.shape)

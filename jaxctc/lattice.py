@@ -348,5 +348,6 @@ def collapse(
     remedy = "How many classes there are is not known here, so none can be counted from the last."
     blank = _checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
     _checks.flags("collapse", label_loop=label_loop)
+    _checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

@@ -52,6 +52,7 @@ def read(
 ) -> tuple[Reading, _checks.CtcInputs]:
     """The arguments of a public function, checked, as scores and how to read them."""
     inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    _checks.inputs_not_explicit(function, inputs)
     axis = _checks.vocab_axis(function, options.vocab_axis_name, inputs.logits)
     classes = number_of_classes(inputs.logits, axis)
     blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
