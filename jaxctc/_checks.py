@@ -10,6 +10,7 @@ import operator
 import reprlib
 from typing import Any, NamedTuple, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -95,6 +96,8 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
         return jnp.asarray(values)
     except (TypeError, ValueError):
         remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+        if "labels" in getattr(values, "_fields", ()):
+            remedy = "Pass a field of it, such as .labels."
         fail(function, argument, "be one array of numbers", _kind(values), remedy)
     except OverflowError:
         remedy = "64 bits come with jax_enable_x64."
@@ -162,11 +165,13 @@ def as_int32(array: Int[Array, "..."]) -> Int[Array, "..."]:
     return array.astype(jnp.int32)
 
 
-def some_id(function: str, argument: str, value: Any) -> int:
+def some_id(
+    function: str, argument: str, value: Any, least: int = _INT32.min, remedy: str = ""
+) -> int:
     """A static id, of a class or not; the largest of int32 stands for all that are beyond it."""
     index = static_int(function, argument, value)
-    if not _INT32.min <= index < _INT32.max:
-        fail(function, argument, f"be an id in [{_INT32.min}, {_INT32.max})", index)
+    if not least <= index < _INT32.max:
+        fail(function, argument, f"be an id in [{least}, {_INT32.max})", index, remedy)
     return index
 
 
@@ -183,10 +188,20 @@ def paddings(
             remedy = f"For lengths, pass lengths_to_paddings(lengths, {shape[-1]})."
         elif len(shape) == 2 and array.shape == shape[::-1]:
             remedy = "The batch comes first, in all arguments: see jnp.swapaxes."
+        elif argument == "logit_paddings" and (stride := _stride(array.shape, shape)):
+            remedy = f"If the model keeps one frame in {stride}, pass {argument}[..., ::{stride}]."
         fail(function, argument, f"have shape {shape}", array.shape, remedy)
     if not _is(array, jnp.bool_, jnp.integer, jnp.floating):
         fail(function, argument, "be booleans or real numbers, nonzero = padded", _kind(array))
     return array.astype(bool)
+
+
+def _stride(paddings: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
+    """The stride that leaves of so many paddings as many as there are scores, if there is one."""
+    if paddings[:-1] != wanted[:-1] or not 1 < wanted[-1] < paddings[-1]:
+        return None
+    stride = -(-paddings[-1] // wanted[-1])
+    return stride if -(-paddings[-1] // stride) == wanted[-1] else None
 
 
 def flags(function: str, **values: Any) -> None:
@@ -252,11 +267,37 @@ def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"])
     )
 
 
+def inputs_not_explicit(function: str, inputs: CtcInputs, scores_name: str = "logits") -> None:
+    """`not_explicit` of the four arguments."""
+    names = scores_name, "logit_paddings", "labels", "label_paddings"
+    not_explicit(function, **dict(zip(names, inputs, strict=True)))
+
+
+def not_explicit(function: str, **arrays: Array) -> None:
+    """Refuses what is spread over explicit axes of a mesh.
+
+    There JAX wants the sharding of every step to be given. Within `jax.shard_map` no axis is
+    explicit, and within `jax.vmap` the one that is mapped over cannot be seen.
+    """
+    for argument, array in arrays.items():
+        kind = jax.typeof(array)
+        if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
+            requirement = "not be spread over explicit axes of a mesh"
+            auto = (
+                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(kind.sharding.mesh.axis_names)}"
+            )
+            remedy = f"Pass {auto} to jax.make_mesh, or call {function} within jax.shard_map."
+            fail(function, argument, requirement, str(kind), remedy)
+
+
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     """One real number, traced or not."""
-    array = as_array(function, argument, value)
+    try:
+        array = jnp.asarray(value)
+    except (OverflowError, TypeError, ValueError):
+        fail(function, argument, "be one real number", _kind(value))
     if array.ndim or not _is(array, jnp.integer, jnp.floating):
-        fail(function, argument, "be one real number", _kind(array))
+        fail(function, argument, "be one real number", _kind(value))
     return array if _is(array, jnp.floating) else array.astype(jnp.float32)
 
 

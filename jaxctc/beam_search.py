@@ -328,6 +328,7 @@ def _search(
     *batch, frames, classes = scores.shape
     _checks.flags(function, logits_normalized=logits_normalized)
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
+    _checks.not_explicit(function, logits=scores, logit_paddings=padded)
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)
     threshold, precision = blank_threshold, state.prefixes.blank.dtype

@@ -98,7 +98,8 @@ def _class_ids(example: int, labels: Int[np.ndarray, "_"] | Sequence[int]) -> In
     ids = _checks.host_array("pad_to_bucket", argument, labels, requirement)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         got = f"an array of {ids.dtype}{list(ids.shape)}"
-        _checks.fail("pad_to_bucket", argument, requirement, got)
+        remedy = "Map strings to ids." if ids.dtype.kind == "U" else ""
+        _checks.fail("pad_to_bucket", argument, requirement, got, remedy)
     return np.clip(ids.astype(np.int64), -1, np.iinfo(np.int32).max).astype(np.int32)
 
 

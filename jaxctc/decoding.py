@@ -74,6 +74,7 @@ def greedy_decode(
     padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
     _checks.flags("greedy_decode", logits_normalized=logits_normalized, label_loop=label_loop)
+    _checks.not_explicit("greedy_decode", logits=scores, logit_paddings=padded)
     return _greedy(blank, logits_normalized, label_loop, scores, ~padded)
 
 

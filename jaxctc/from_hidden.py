@@ -100,6 +100,7 @@ def ctc_loss_from_hidden(
     inputs = _checks.ctc_inputs(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
+    _checks.inputs_not_explicit(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"
         _checks.fail(function, "hidden", requirement, inputs.logits.shape)
@@ -109,6 +110,7 @@ def ctc_loss_from_hidden(
     if offset.shape != (classes,):
         _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
     _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
+    epsilon = _checks.number(function, "log_epsilon", log_epsilon)
     how = _How(
         _checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
@@ -118,7 +120,7 @@ def ctc_loss_from_hidden(
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
     layer = _Layer(inputs.logits, matrix, offset)
     loss = _compiled_loss(how, varying_like(layer, *layer, *targets), targets)
-    return without_infinity(loss, log_epsilon, zero_infinity)
+    return without_infinity(loss, epsilon, zero_infinity)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -189,7 +191,8 @@ def _over_blocks(how: _How, one, carry, classes: int):
     starts = jnp.arange(classes // size, dtype=jnp.int32) * size
     carry, _ = lax.scan(lambda carry, start: (one(carry, start, size), None), carry, starts)
     if classes % size:
-        carry = one(carry, classes - classes % size, classes % size)
+        start = jnp.asarray(classes - classes % size, jnp.int32)
+        carry = one(carry, start, classes % size)
     return carry
 
 

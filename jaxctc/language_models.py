@@ -194,11 +194,14 @@ def _bonuses(words: Sequence[Sequence[int]], bonus: Any) -> dict[tuple[int, ...]
         _checks.fail("hot_words", "bonus", requirement, bonus)
     bonuses: dict[tuple[int, ...], float] = {}
     for word, own in zip(words, np.broadcast_to(worth, (len(words),)), strict=True):
+        requirement = "be lists of token ids, from 0 on"
         if not isinstance(word, str) and np.ndim(word) == 0:
             remedy = "One word alone is a list in a list."
-            _checks.fail("hot_words", "words", "be lists of token ids, from 0 on", word, remedy)
+            _checks.fail("hot_words", "words", requirement, word, remedy)
+        if any(isinstance(token, str) for token in word):
+            _checks.fail("hot_words", "words", requirement, repr(word), "Map strings to ids.")
         ids = tuple(_checks.static_int("hot_words", "a token of words", token) for token in word)
         if not ids or min(ids) < 0 or max(ids) > MOST:
-            _checks.fail("hot_words", "words", "be lists of token ids, from 0 on", list(word))
+            _checks.fail("hot_words", "words", requirement, list(word))
         bonuses[ids] = bonuses.get(ids, 0.0) + float(own)
     return bonuses

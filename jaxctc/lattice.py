@@ -323,7 +323,7 @@ def collapse(
     Args:
       frame_labels: one class id per frame, blanks included; a negative id counts as padding.
       logit_paddings: nonzero where the frame is padded; None pads nothing.
-      blank_id: static class id of the blank.
+      blank_id: static class id of the blank, from 0 on: here none counts from the last class.
       label_loop: static; False only drops blanks, as every frame is a label of its own.
 
     Returns:
@@ -331,7 +331,7 @@ def collapse(
 
     Raises:
       ValueError: if `frame_labels` are not integers, the shapes differ, or `blank_id` is not
-        a static integer.
+        a static id, from 0 on.
 
     Example:
       >>> labels, length = collapse(jnp.array([3, 3, 0, 3, 1, 0]))
@@ -343,7 +343,9 @@ def collapse(
     """
     path = _checks.class_ids("collapse", "frame_labels", frame_labels)
     padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
-    blank = _checks.static_int("collapse", "blank_id", blank_id)
+    remedy = "How many classes there are is not known here, so none can be counted from the last."
+    blank = _checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
     _checks.flags("collapse", label_loop=label_loop)
+    _checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

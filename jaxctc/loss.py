@@ -75,7 +75,7 @@ def ctc_loss(
       label_priors: log-probabilities of the classes, the blank included, `[K]` or `[*B, K]`:
         the log of their average posterior, say. Alignments are then weighed by
         p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
-        be negative. A class with prior -inf is as one with score +inf.
+        be negative. A class with prior -inf is as one with score +inf, unless the scale is 0.
       prior_scale: how much of them counts. May be traced.
       wildcard_id: static id, not the blank; best `K`. Where it stands among the labels, any
         number of frames may pass unexplained, none included: in the gap between the labels
@@ -101,8 +101,9 @@ def ctc_loss(
 
     Raises:
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
-        `wildcard_id` is negative or the blank, `vocab_axis_name` does not name an axis that
-        `jax.shard_map` knows the classes to vary over.
+        `log_epsilon` is not one number, `wildcard_id` is negative or the blank,
+        `vocab_axis_name` does not name an axis that `jax.shard_map` knows the classes to vary
+        over.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:
@@ -144,8 +145,9 @@ def ctc_loss(
         vocab_axis_name,
     )
     _checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
+    epsilon = _checks.number("ctc_loss", "log_epsilon", log_epsilon)
     reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
-    return without_infinity(_compiled_loss(reading, max_approx, inputs), log_epsilon, zero_infinity)
+    return without_infinity(_compiled_loss(reading, max_approx, inputs), epsilon, zero_infinity)
 
 
 def ctc_loss_with_forward_probs(
@@ -191,21 +193,20 @@ def ctc_loss_with_forward_probs(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
-    options = Options(blank_id, logits_normalized)
-    reading, inputs = read(
-        "ctc_loss_with_forward_probs", logits, logit_paddings, labels, label_paddings, options
-    )
+    function, options = "ctc_loss_with_forward_probs", Options(blank_id, logits_normalized)
+    epsilon = _checks.number(function, "log_epsilon", log_epsilon)
+    reading, inputs = read(function, logits, logit_paddings, labels, label_paddings, options)
     loss, rows = _compiled_loss(reading, False, inputs), log_rows(reading, inputs, backward=False)
-    epsilon = jnp.asarray(log_epsilon, loss.dtype)
+    epsilon = epsilon.astype(loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
 
 
 def without_infinity(
-    loss: Float[Array, "*B"], log_epsilon: Float[ArrayLike, ""], zero_infinity: bool
+    loss: Float[Array, "*B"], epsilon: Float[Array, ""], zero_infinity: bool
 ) -> Float[Array, "*B"]:
     """What an infeasible pair costs instead, if the options say so."""
-    infinite = jnp.zeros_like(loss) if zero_infinity else -jnp.asarray(log_epsilon, loss.dtype)
+    infinite = jnp.zeros_like(loss) if zero_infinity else -epsilon.astype(loss.dtype)
     return jnp.where(loss == jnp.inf, infinite, loss)
 
 

@@ -195,7 +195,8 @@ def validate(
     """Raises if there is an example whose data would make its loss infinite or NaN.
 
     It looks at values, so it is for the host. Under `jit` the same call works inside a function
-    given to `jax.experimental.checkify.checkify`, which then returns the same message as an error.
+    given to `jax.experimental.checkify.checkify`, which then returns the same message as an error;
+    without it, JAX refuses to compile "a checkify.check which was not functionalized".
 
     Paddings that are inverted (masks, 1 = in use) or lengths are seen where they spoil a loss, and
     the message asks after them. They pass where labels happen to fit what they leave, and where

@@ -52,6 +52,7 @@ def read(
 ) -> tuple[Reading, _checks.CtcInputs]:
     """The arguments of a public function, checked, as scores and how to read them."""
     inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    _checks.inputs_not_explicit(function, inputs)
     axis = _checks.vocab_axis(function, options.vocab_axis_name, inputs.logits)
     classes = number_of_classes(inputs.logits, axis)
     blank = _checks.class_id(function, "blank_id", options.blank_id, classes)
@@ -67,7 +68,7 @@ def read(
     if options.label_priors is not None:
         priors = _checks.per_class(function, "label_priors", options.label_priors, scores.shape)
         scale = _checks.number(function, "prior_scale", options.prior_scale)
-        scores -= scale.astype(scores.dtype) * priors.astype(scores.dtype)
+        scores -= _scaled(priors.astype(scores.dtype), scale.astype(scores.dtype))
     if options.wildcard_id is None:
         return reading, inputs._replace(logits=scores)
 
@@ -159,6 +160,14 @@ def _log_probs(inputs: _checks.CtcInputs, reading: Reading) -> Float[Array, "*B 
         return widen(logits)
     largest, log_sum = normaliser(logits, reading.blank, reading.vocab_axis)
     return (widen(logits) - largest[..., None]) - log_sum[..., None]
+
+
+def _scaled(priors: Float[Array, "*B 1 K"], scale: Float[Array, ""]) -> Float[Array, "*B 1 K"]:
+    """The product, where no infinity moves with the scale, and each is 0 at a scale of 0."""
+    infinite, nothing = jnp.isinf(priors), jnp.zeros_like(priors)
+    finite_part = scale * jnp.where(infinite, nothing, priors)
+    rest = jnp.where(infinite & (scale != 0), priors, nothing)
+    return finite_part + lax.stop_gradient(scale) * rest
 
 
 def _score_of_all_but(blank: int, scores: Float[Array, "*B T K"]) -> Float[Array, "*B T"]:

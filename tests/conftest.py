@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 from jaxlib.version import __version_info__ as jaxlib_version
 
@@ -19,6 +20,10 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Programs that tests start import the package from here, whichever one is installed.
+path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -251,6 +251,61 @@ class TestVocabularies:
         assert str(error.value) == message
 
 
+ALL = (0, 1, 2, 3)
+EXPLICIT = [
+    ("ctc_loss", ctc_loss, ALL, "logits"),
+    ("ctc_loss", ctc_loss, (2,), "labels"),
+    ("ctc_loss", ctc_loss, (1,), "logit_paddings"),
+    (
+        "ctc_loss_from_hidden",
+        lambda hidden, *rest: jaxctc.ctc_loss_from_hidden(hidden, jnp.ones((5, 7)), None, *rest),
+        ALL,
+        "hidden",
+    ),
+    ("forced_align", jaxctc.forced_align, ALL, "logits"),
+    ("greedy_decode", lambda *given: jaxctc.greedy_decode(*given[:2]), ALL, "logits"),
+    ("prefix_beam_search", lambda *given: jaxctc.prefix_beam_search(*given[:2]), ALL, "logits"),
+    ("collapse", lambda *given: jaxctc.collapse(given[2]), ALL, "frame_labels"),
+]
+KINDS = {
+    "logits": "float32[8@batch,12,5]",
+    "logit_paddings": "bool[8@batch,12]",
+    "labels": "int32[8@batch,6]",
+    "hidden": "float32[8@batch,12,5]",
+    "frame_labels": "int32[8@batch,6]",
+}
+
+
+class TestExplicitAxes:
+    @pytest.mark.parametrize("jit", [True, False])
+    @pytest.mark.parametrize(("name", "function", "places", "argument"), EXPLICIT)
+    def test_what_is_spread_over_them_is_refused(self, name, function, places, argument, jit, rng):
+        over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
+        arguments = [
+            jax.device_put(given, over_examples) if place in places else given
+            for place, given in enumerate(batch(rng, 5))
+        ]
+        with pytest.raises(ValueError, match=r": .* must ") as error:
+            (jax.jit(function) if jit else function)(*arguments)
+        assert str(error.value) == (
+            f"{name}: {argument} must not be spread over explicit axes of a mesh; got "
+            f"{KINDS[argument]}. Pass axis_types=(jax.sharding.AxisType.Auto,) * 1 to "
+            f"jax.make_mesh, or call {name} within jax.shard_map."
+        )
+
+    def test_what_is_the_same_everywhere_is_not(self, rng):
+        """Nor what is spread over an automatic axis beside an explicit one."""
+        arguments = batch(rng, 5)
+        expected = jax.jit(ctc_loss)(*arguments)
+        explicit = mesh(AxisType.Explicit, batch=8)
+        same = jax.device_put(arguments, NamedSharding(explicit, P()))
+        assert_equal(jax.jit(ctc_loss)(*same), expected)
+        kinds = AxisType.Auto, AxisType.Explicit
+        both = jax.make_mesh((4, 2), ("batch", "model"), axis_types=kinds)
+        spread = jax.device_put(arguments, NamedSharding(both, P("batch")))
+        assert_equal(jax.jit(ctc_loss)(*spread), expected)
+
+
 EVERY_EXAMPLE = {
     "ctc_loss": lambda logits, *rest: ctc_loss(logits, *rest),
     "max_approx": lambda logits, *rest: ctc_loss(logits, *rest, max_approx=True),

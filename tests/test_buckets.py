@@ -107,6 +107,11 @@ FAULTS = {
         {},
         "labels of example 1 must be integers in a row; got an array of float64[1].",
     ),
+    "strings": (
+        (FRAMES, [[1], "abc"], BUCKETS),
+        {},
+        "labels of example 1 must be integers in a row; got an array of <U3[]. Map strings to ids.",
+    ),
     "no row": (
         (FRAMES, [[1], [[2]]], BUCKETS),
         {},

@@ -52,6 +52,11 @@ MESSAGES = {
         "ctc_loss_with_forward_probs: blank_id must be a class id in [-5, 5); got -6. "
         "There are K = 5 classes, the blank included.",
     ),
+    "a log 0 of more than one number, with rows": (
+        lambda: ctc_loss_with_forward_probs(LOGITS, None, LABELS, None, log_epsilon=jnp.zeros(4)),
+        "ctc_loss_with_forward_probs: log_epsilon must be one real number; "
+        "got an array of float32[4].",
+    ),
     "float blank": (
         lambda: loss(blank_id=0.0),  # pyright: ignore[reportArgumentType]
         "ctc_loss: blank_id must be a static integer; got 0.0 of type float. "
@@ -80,6 +85,16 @@ MESSAGES = {
         lambda: collapse(LOGITS),  # pyright: ignore[reportArgumentType]
         "collapse: frame_labels must be integers; got an array of float32[4, 9, 5]. "
         "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest.",
+    ),
+    "collapse, the last class for a blank": (
+        lambda: collapse(LABELS, blank_id=-1),
+        "collapse: blank_id must be an id in [0, 2147483647); got -1. "
+        "How many classes there are is not known here, so none can be counted from the last.",
+    ),
+    "collapse, no class": (
+        lambda: collapse(LABELS, blank_id=2**40),
+        "collapse: blank_id must be an id in [0, 2147483647); got 1099511627776. "
+        "How many classes there are is not known here, so none can be counted from the last.",
     ),
     "edit_distance": (
         lambda: edit_distance(LABELS, None, LABELS[:2], None),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import dtypes
 
 from jaxctc import ctc_loss, ctc_loss_from_hidden
 
@@ -178,6 +179,18 @@ def test_no_logits_in_memory():
     assert temporaries(ctc_loss_from_hidden) < temporaries(from_logits) / 10
 
 
+@pytest.mark.usefixtures("x64")
+def test_no_64_bit_values_in_what_is_left_of_the_blocks(rng):
+    labels = np.array([1, 3], np.int32)
+
+    def loss(hidden, kernel, bias):
+        return ctc_loss_from_hidden(hidden, kernel, bias, None, labels, None, block_size=2)
+
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    found = dtypes(jax.make_jaxpr(both)(*layer(rng, (), 4, 3, 5)).jaxpr)
+    assert not {dtype for dtype in found if dtype.endswith("64")}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -188,6 +201,8 @@ def test_no_logits_in_memory():
         ({"blank_id": 5}, "blank_id must"),
         ({"hidden": np.zeros(3)}, "hidden must"),
         ({"labels": np.zeros((2, 2), int)}, "labels must .* as in hidden"),
+        ({"log_epsilon": "-1e5"}, "log_epsilon must be one real number; got '-1e5'"),
+        ({"log_epsilon": [-1e5, -1e5]}, "log_epsilon must be one real number; got a list of 2"),
     ],
 )
 def test_arguments(change, message):

@@ -85,7 +85,7 @@ MAY_IMPORT = {
     },
     "adapters.keras": {"_checks", "beam_search", "decoding", "loss", "padding", "scores"},
     "adapters.lucid": {"_checks", "adapters.torch"},
-    "adapters.optax": {"loss", "semirings"},
+    "adapters.optax": {"_checks", "loss", "semirings"},
     "adapters.returnn": {"_checks", "classification", "error_rates", "loss", "padding"},
     "adapters.theano": {"_checks", "loss", "padding"},
     "adapters.torch": {"_checks", "loss", "padding"},

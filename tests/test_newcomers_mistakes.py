@@ -16,6 +16,7 @@ import pytest
 from jaxctc import (
     cer,
     ctc_loss,
+    error_counts,
     greedy_decode,
     lengths_to_paddings,
     prefix_beam_search,
@@ -70,6 +71,21 @@ ERRORS = {
         "ctc_loss: logit_paddings must have shape (4, 9); got (9, 4). "
         "The batch comes first, in all arguments: see jnp.swapaxes.",
     ),
+    "paddings from in front of a stride": (
+        lambda: loss(logit_paddings=np.zeros((B, 3 * T))),
+        "ctc_loss: logit_paddings must have shape (4, 9); got (4, 27). "
+        "If the model keeps one frame in 3, pass logit_paddings[..., ::3].",
+    ),
+    "paddings from in front of a stride, and a rest": (
+        lambda: greedy_decode(LOGITS[0], np.zeros(2 * T - 1)),
+        "greedy_decode: logit_paddings must have shape (9,); got (17,). "
+        "If the model keeps one frame in 2, pass logit_paddings[..., ::2].",
+    ),
+    "paddings of more frames, which no stride leaves": (
+        lambda: loss(logit_paddings=np.zeros((B, 2 * T + 1))),
+        "ctc_loss: logit_paddings must have shape (4, 9); got (4, 19). "
+        "One value per position: 0 = in use, 1 = padded.",
+    ),
     "complex paddings": (
         lambda: loss(logit_paddings=NO_FRAME.astype(np.complex64)),
         "ctc_loss: logit_paddings must be booleans or real numbers, nonzero = padded; "
@@ -118,6 +134,11 @@ ERRORS = {
     "strings to compare": (
         lambda: cer("abc", None, "abd", None),  # pyright: ignore[reportArgumentType]
         f"cer: hyp must be one array of numbers; got 'abc' of type str. {NOT_AN_ARRAY}",
+    ),
+    "hypotheses for their labels": (
+        lambda: error_counts(greedy_decode(LOGITS, None), None, LABELS, None),  # pyright: ignore[reportArgumentType]
+        "error_counts: hyp must be one array of numbers; got a Hypotheses of 6. "
+        "Pass a field of it, such as .labels.",
     ),
     "an id of 64 bits": (
         lambda: loss(labels=[[1, 2, 2**40]] * B),
@@ -210,6 +231,14 @@ ERRORS = {
         lambda: traced("zero_infinity", True),
         "ctc_loss: zero_infinity must be True or False, and static; got an array of bool[]. "
         f"{NOT_STATIC}",
+    ),
+    "a word for log 0": (
+        lambda: loss(log_epsilon="-inf"),
+        "ctc_loss: log_epsilon must be one real number; got '-inf' of type str.",
+    ),
+    "log 0 for each example": (
+        lambda: loss(log_epsilon=[-1e5] * B),
+        "ctc_loss: log_epsilon must be one real number; got a list of 4.",
     ),
     "a word for a flag": (
         lambda: required_frames(LABELS, label_loop="no"),  # pyright: ignore[reportArgumentType]

@@ -61,6 +61,34 @@ def test_a_class_without_prior_is_as_one_with_an_infinite_score():
     assert np.isfinite(ctc_loss(*arguments, jnp.array([2]), None, label_priors=priors))
 
 
+def test_a_class_without_prior_at_every_scale(rng):
+    """At 0 it is as all others; else losses that it has no part in do not see it, nor do slopes."""
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    finite = np.log(rng.dirichlet(np.ones(4))).astype(np.float32)
+
+    @jax.jit
+    def loss_and_slope(priors, scale):
+        def loss(scale):
+            return jaxctc.ctc_loss(
+                logits, None, jnp.array([1, 3]), None, label_priors=priors, prior_scale=scale
+            )
+
+        return jax.value_and_grad(loss)(scale)
+
+    infinite = np.where(np.arange(4) == 2, -np.inf, finite).astype(np.float32)
+    with jax.debug_nans(True):
+        for scale in (0.0, 0.3, -1.0):
+            found = loss_and_slope(infinite, np.float32(scale))
+            assert_close(found, np.asarray(loss_and_slope(finite, np.float32(scale))))
+        used = np.where(np.arange(4) == 1, -np.inf, finite).astype(np.float32)
+        loss, slope = loss_and_slope(used, np.float32(0))
+        assert_close(loss, np.asarray(ctc_loss(logits, None, jnp.array([1, 3]), None)))
+        assert np.isfinite(slope)
+    steps = [loss_and_slope(finite, np.float32(0.3 + step))[0] for step in (-1e-2, 1e-2)]
+    slope = loss_and_slope(finite, np.float32(0.3))[1]
+    np.testing.assert_allclose(slope, (steps[1] - steps[0]) / 2e-2, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_logits_with_options(dtype, rng):
     logits = jnp.asarray(rng.normal(size=(5, 4))).astype(dtype)

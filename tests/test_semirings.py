@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxctc.semirings import LOG, MAX, UNTIDY, WIDE, ZERO, Wide
 
 SEMIRINGS = {"LOG": LOG, "MAX": MAX, "WIDE": WIDE}
-FINITE = [-np.inf, -3.0, -0.5, 0.0, 2.0]
+TRIPLES = np.array([*itertools.product([-np.inf, -3.0, -0.5, 0.0, 2.0], repeat=3)], np.float32)
 VALUES = [-np.inf, -300.0, -3.0, -0.5, 0.0]
 
 each = pytest.mark.parametrize("semiring", SEMIRINGS.values(), ids=SEMIRINGS)
@@ -72,21 +72,18 @@ def test_share(semiring):
     assert semiring.share(constant(semiring.zero), b, total) == 0
 
 
-@pytest.mark.parametrize("terms", list(itertools.product(FINITE, repeat=3)), ids=str)
-def test_gradient_of_log_plus_is_each_terms_share(terms):
-    terms = jnp.array(terms, jnp.float32)
+def test_gradient_of_log_plus_is_each_terms_share():
     with jax.debug_nans(True):
-        gradient = jax.grad(lambda terms: LOG.plus(*terms))(terms)
-    weights = np.exp(np.float64(terms))
-    share = weights / weights.sum() if weights.any() else 0 * weights
+        gradient = jax.vmap(jax.grad(lambda terms: LOG.plus(*terms)))(jnp.asarray(TRIPLES))
+    weights = np.exp(np.float64(TRIPLES))
+    total = weights.sum(axis=1, keepdims=True)
+    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     np.testing.assert_allclose(gradient, share, atol=1e-6)
 
 
-@pytest.mark.parametrize("terms", list(itertools.product(FINITE, repeat=3)), ids=str)
-def test_gradient_of_max_plus_goes_to_the_first_of_the_largest(terms):
-    terms = jnp.array(terms, jnp.float32)
-    gradient = jax.grad(lambda terms: MAX.plus(*terms))(terms)
-    np.testing.assert_array_equal(gradient, np.eye(3)[np.argmax(terms)])
+def test_gradient_of_max_plus_goes_to_the_first_of_the_largest():
+    gradient = jax.vmap(jax.grad(lambda terms: MAX.plus(*terms)))(jnp.asarray(TRIPLES))
+    np.testing.assert_array_equal(gradient, np.eye(3)[np.argmax(TRIPLES, axis=1)])
 
 
 def test_second_derivative_of_log_plus():

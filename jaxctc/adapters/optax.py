@@ -5,7 +5,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
-from jaxctc import loss
+from jaxctc import _checks, loss
 from jaxctc.loss import LossAndForwardProbs
 from jaxctc.semirings import LOG
 
@@ -93,6 +93,8 @@ def ctc_loss_with_forward_probs(
       >>> jnp.exp(blank[-1]).round(4).tolist(), jnp.exp(label[-1]).round(4).tolist()
       ([[0.25, 0.75]], [[0.5]])
     """
+    function = "adapters.optax.ctc_loss_with_forward_probs"
+    number = _checks.number(function, "log_epsilon", log_epsilon)
     losses, blank, label = loss.ctc_loss_with_forward_probs(
         logits, logit_paddings, labels, label_paddings, blank_id=blank_id
     )
@@ -101,7 +103,6 @@ def ctc_loss_with_forward_probs(
     blank = jnp.concatenate([blank[:-1], last])
 
     def shown(log_probs):
-        epsilon = jnp.asarray(log_epsilon, log_probs.dtype)
-        return jnp.where(log_probs == -jnp.inf, epsilon, log_probs)
+        return jnp.where(log_probs == -jnp.inf, number.astype(log_probs.dtype), log_probs)
 
     return LossAndForwardProbs(-shown(-losses), shown(blank), shown(label))

@@ -123,6 +123,16 @@ def test_infeasible_pairs_cost_log_epsilon_and_teach_nothing(rng):
     assert theirs[1] < 100  # the blank as a label
 
 
+def test_log_epsilon_is_one_number():
+    arguments = np.zeros((2, 3, 4)), None, np.ones((2, 1), int), None
+    for function, name in [
+        (ctc_loss, "ctc_loss"),
+        (ctc_loss_with_forward_probs, "adapters.optax.ctc_loss_with_forward_probs"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name}: log_epsilon must be one real number; got"):
+            function(*arguments, log_epsilon=[-1e5, -1e5])  # pyright: ignore[reportArgumentType]
+
+
 def test_without_frames():
     """optax fails here."""
     arguments = jnp.zeros((2, 0, 3)), None, jnp.array([[1], [1]]), jnp.array([[0], [1]])
