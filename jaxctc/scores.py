@@ -124,7 +124,8 @@ def normaliser(
     # The sum of a confident frame is 1 and a little, which would be rounded away. Most such frames
     # are blanks: that one class is added last. It leaves the sum by a shift and not by a select,
     # through which XLA:CPU reduces several times slower.
-    out = jnp.where(is_blank, jnp.full_like(largest, -jnp.inf, shape=()), 0)
+    nothing = jnp.zeros_like(largest, shape=())
+    out = jnp.where(is_blank, jnp.full_like(nothing, -jnp.inf), nothing)
     out = jnp.expand_dims(out, range(largest.ndim))
     rest = jnp.sum(jnp.exp((widen(logits) - largest[..., None]) + out), axis=-1)
     own = lax.dynamic_index_in_dim(logits, column, -1, keepdims=False)
