@@ -297,10 +297,12 @@ def _in_eights(inputs: _checks.CtcInputs, reading: Reading) -> _checks.CtcInputs
     if labels == 0 or reading.vocab_axis is not None:
         return inputs
     width = max(16, -(-labels // 8) * 8)
-    more = [(0, 0)] * (inputs.labels.ndim - 1) + [(0, width - labels)]
-    return inputs._replace(
-        labels=jnp.pad(inputs.labels, more), is_label=jnp.pad(inputs.is_label, more)
-    )
+
+    def filled(part: Array) -> Array:
+        more = jnp.zeros_like(part, shape=(*part.shape[:-1], width - labels))
+        return jnp.concatenate([part, more], axis=-1)
+
+    return inputs._replace(labels=filled(inputs.labels), is_label=filled(inputs.is_label))
 
 
 def _is_folded(reading: Reading, classes: int, lattice: Lattice) -> bool:
