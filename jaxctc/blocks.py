@@ -86,8 +86,8 @@ class Blocks(NamedTuple):
     ) -> Float[Array, "*B R width"]:
         """An empty one, for all blocks or for one after the other."""
         rows = 2 * (self.half if of_all else self.size)
-        shape = (*pair.label_count.shape, rows, width)
-        return jnp.zeros_like(pair.label_count, pair.scales.dtype, shape)
+        nothing = jnp.zeros_like(pair.label_count, pair.scales.dtype)[..., None, None]
+        return jnp.broadcast_to(nothing, (*pair.label_count.shape, rows, width))
 
     def get(
         self, table: Float[Array, "*B R N"], index: Int[Array, ""]

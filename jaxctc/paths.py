@@ -17,9 +17,9 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jaxctc.lattice import Lattice, Wildcards
-from jaxctc.recursions import sweep
+from jaxctc.recursions import KEPT, sweep
 from jaxctc.scores import Reading
-from jaxctc.semirings import MAX, Number, Semiring
+from jaxctc.semirings import MAX, Number, Semiring, share_of
 from jaxctc.steps import (
     States,
     arrive,
@@ -30,9 +30,6 @@ from jaxctc.steps import (
     virtual_row,
     with_a_frame,
 )
-
-KEPT = 1 << 26
-"""Bytes up to which what was seen at all frames is kept."""
 
 
 class Paths(NamedTuple):
@@ -112,8 +109,7 @@ def sample_paths(key: Array, lattice: Lattice, semiring: Semiring, *, num_sample
         origins = (itself, states - 1, jnp.where(may_skip, states - 2, no_state))
         weights = [_number_at(before, origin, semiring) for origin in origins]
         whole = semiring.plus(*weights)
-        one = jax.tree.map(lambda part, value: jnp.full_like(part, value), whole, semiring.one)
-        shares = jnp.stack([semiring.share(weight, one, whole) for weight in weights], axis=-1)
+        shares = jnp.stack([share_of(weight, whole, semiring) for weight in weights], axis=-1)
         chances = jnp.log(shares) + jax.random.gumbel(key, shares.shape, shares.dtype)
         return lax.argmax(chances, chances.ndim - 1, jnp.int32)
 

@@ -39,7 +39,7 @@ from jaxtyping import Float, Int
 from jaxctc.blocks import Blocks
 from jaxctc.lattice import Lattice
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.semirings import LOG, Number, Semiring
+from jaxctc.semirings import LOG, Number, Semiring, share_of
 from jaxctc.steps import (
     Frame,
     States,
@@ -57,7 +57,7 @@ from jaxctc.steps import (
 )
 
 KEPT = 1 << 26
-"""Bytes up to which rows are kept for the way back."""
+"""Bytes up to which what was seen at all frames is kept for the way back."""
 
 
 class Stored(NamedTuple):
@@ -306,7 +306,7 @@ def _from_the_middle(
         label, table = blocks.table(pair, jax.eval_shape(fold, label).shape[-1]), label
     gap = None if pair.wildcards is None else blocks.table(pair, labels + 1)
     rows = _room(blocks.size, pair, semiring) if seen.rows is None else seen.rows
-    parts = _room_for_shares(blocks.size, pair)
+    parts = _room_for_shares(blocks.size, pair, semiring)
     middle = _exchange(seen.states), rows, parts, table, Shares(label, gap)
     (*_, found), _ = lax.scan(block, middle, (blocks.indices, starts), reverse=True)
     return found
@@ -318,19 +318,18 @@ def _from_the_middle(
 
 def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
     return jax.tree.map(
-        lambda part: jnp.zeros_like(part, shape=(frames, *part.shape)),
+        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (frames, *part.shape)),
         _stored(_first_states(pair, semiring), pair),
     )
 
 
-def _room_for_shares(frames: int, pair: Lattice) -> Shares:
-    labels, dtype = pair.can_skip.shape[-1], pair.scales.dtype
+def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
+    def room(number: Number) -> Array:
+        like = jnp.zeros_like(jax.tree.leaves(number)[0], pair.scales.dtype)[..., None, :]
+        return jnp.broadcast_to(like, (*like.shape[:-2], frames, like.shape[-1]))
 
-    def room(width: int) -> Array:
-        shape = (*pair.can_skip.shape[:-1], frames, width)
-        return jnp.zeros_like(pair.can_skip, dtype, shape)
-
-    return Shares(room(labels), None if pair.wildcards is None else room(labels + 1))
+    row = _stored(_first_states(pair, semiring), pair)
+    return Shares(room(row.label), None if row.blank is None else room(row.blank))
 
 
 def _write(rows: Any, row: Any, index: Int[Array, ""], axis: int) -> Any:
@@ -432,8 +431,7 @@ def _meet(states: States, pair: Lattice, semiring: Semiring) -> Number:
 def _mixed(
     semiring: Semiring, ways: tuple[Number, ...], arrived: Number, behind: tuple[Array, ...]
 ) -> Array:
-    one = jax.tree.map(jnp.full_like, arrived, semiring.one)
-    shares = [semiring.share(way, one, arrived) for way in ways]
+    shares = [share_of(way, arrived, semiring) for way in ways]
     terms = (share * doubt + _surprise(share) for share, doubt in zip(shares, behind, strict=True))
     return functools.reduce(jnp.add, terms)
 

@@ -14,7 +14,7 @@ gradient where all terms are -inf, and its `maximum` splits the gradient of a ti
           is always one path
 
 WIDE is not differentiable: it takes numbers apart by their bits. Whatever leaves it carries a
-derivative rule of its own (`jaxctc.loss`).
+derivative rule of its own (`jaxctc.loss`, `jaxctc.derivatives`).
 """
 
 import functools
@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
@@ -55,6 +56,12 @@ class Semiring(NamedTuple):
     """The same number, so that the next `UNTIDY` products and sums of three are safe."""
     share: Callable[[Number, Number, Number], Array]
     """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
+
+
+def share_of(way: Number, whole: Number, semiring: Semiring) -> Array:
+    """What one way has of the weight of all."""
+    one = jax.tree.map(jnp.full_like, whole, semiring.one)
+    return semiring.share(way, one, whole)
 
 
 def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:

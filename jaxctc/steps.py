@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.semirings import Number, Semiring
+from jaxctc.semirings import Number, Semiring, share_of
 
 
 class States(NamedTuple):
@@ -153,8 +153,7 @@ def frames_at(
     if wildcards is not None:
         wildcard = semiring.encode(at(wildcards.scores), scale)
         either = semiring.plus(blank, wildcard)
-        one = jax.tree.map(lambda part, value: jnp.full_like(part, value), either, semiring.one)
-        absorbed = semiring.share(wildcard, one, either)
+        absorbed = share_of(wildcard, either, semiring)
         in_gap = wildcards.in_gap[..., None, :]
         blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
     batch = range(frames.ndim - 1, frames.ndim + lattice.is_frame.ndim - 2)

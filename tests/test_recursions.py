@@ -19,10 +19,8 @@ from jaxctc.scores import Reading
 from jaxctc.semirings import LOG, MAX, WIDE
 
 ARGUMENTS = (jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None)
-BLOCKS, FRAMES = (
-    3,
-    12,
-)  # of half the input: 70 frames are six blocks of 12, of which two are padding
+# Of half the input: three blocks of 12 are one frame more than the half of 70.
+BLOCKS, FRAMES = 3, 12
 
 
 def lengths(scans):
