@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+REST = 0.05
+"""Seconds before a call: threads that another library has left spinning would slow it down."""
 TASKS = {"grad": "loss + gradient", "loss": "loss alone"}
 Key = TypeVar("Key")
 Call = Callable[[], Sequence[Any]]
@@ -55,8 +57,7 @@ def measure(
     spent = {key: seconds for key, (seconds, _) in first.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in range(repeats):
-        # In an order drawn anew: threads that one library leaves spinning slow down whatever comes
-        # next, and that must not be the same one every time.
+        # In an order drawn anew, so that nobody always comes behind the same one.
         for key in rng.sample(list(calls), len(calls)):
             if spent[key] < budget:
                 seconds, _ = _timed(calls[key])
@@ -71,6 +72,7 @@ def measure(
 
 def _timed(call: Call) -> tuple[float, float]:
     """Seconds and the loss; the rest of what was computed is freed before the next call."""
+    time.sleep(REST)
     start = time.perf_counter()
     computed = call()
     return time.perf_counter() - start, float(computed[0])
