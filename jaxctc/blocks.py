@@ -60,8 +60,8 @@ class Blocks(NamedTuple):
     ) -> tuple[Float[Array, "*B R N"], Float[Array, "2 *B size N"]]:
         """Reads what the labels score in a block; the same scores are left in the table.
 
-        Read straight from the logits, XLA:CPU would compute every emission along with its gather,
-        and one by one.
+        The gather leaves the frames of a label side by side. Read straight from it, XLA:CPU would
+        compute emissions one by one; rows of the table it computes in vectors.
         """
         early = index * self.size
         first = jnp.stack([early, self.frames - self.size - early])
@@ -119,11 +119,8 @@ class Blocks(NamedTuple):
         ]
         return jnp.concatenate(parts, axis=axis)
 
-    def start(self, index: Int[Array, ""], held: int) -> Int[Array, ""]:
-        """Where a block starts in what holds so many frames of a half: all of them, or a block."""
-        return index * self.size if held > self.size else jnp.zeros_like(index)
-
     def _starts(self, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
+        """Of a block, in a table of all or of one."""
         rows = table.shape[-2]
-        early = self.start(index, rows // 2)
+        early = index * self.size if rows > 2 * self.size else jnp.zeros_like(index)
         return early, rows - self.size - early

@@ -228,7 +228,10 @@ def _compiled_loss(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs, reading), reading)
+    semiring, lattice = (
+        value_semiring(inputs),
+        build_lattice(_in_whole_vectors(inputs, reading), reading),
+    )
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
@@ -252,7 +255,10 @@ def loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     """Of each example, the gradient of its own loss."""
-    semiring, lattice = value_semiring(inputs), build_lattice(_in_eights(inputs, reading), reading)
+    semiring, lattice = (
+        value_semiring(inputs),
+        build_lattice(_in_whole_vectors(inputs, reading), reading),
+    )
     # With few classes, tables of labels would be what takes the most memory.
     classes, fold = inputs.logits.shape[-1], None
     if _is_folded(reading, classes, lattice):
@@ -286,7 +292,7 @@ def _plain_loss(
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
-def _in_eights(inputs: _checks.CtcInputs, reading: Reading) -> _checks.CtcInputs:
+def _in_whole_vectors(inputs: _checks.CtcInputs, reading: Reading) -> _checks.CtcInputs:
     """Labels filled up with padding to a multiple of eight, and to sixteen at least.
 
     XLA:CPU computes rows of them in vectors, but one by one what is left over at the end of each

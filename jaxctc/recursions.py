@@ -66,11 +66,6 @@ class Stored(NamedTuple):
     blank: Number | None
     label: Number
 
-    @property
-    def frames(self) -> int:
-        """Of rows: how many."""
-        return jax.tree.leaves(self.label)[0].shape[0]
-
 
 class Shares(NamedTuple):
     """Parts of the total, per frame; anything in padded frames and where the total is zero."""
@@ -103,8 +98,8 @@ def shares(
     """
     given, pair = lattice.is_frame.shape[0], with_mirror_image(with_a_frame(lattice))
     blocks = Blocks.of(pair)
-    keeps = _bytes_of_rows(blocks.half, pair, semiring) <= KEPT
-    rows = _room(blocks.half, pair, semiring) if keeps else None
+    keeps = _bytes_of_rows(pair, semiring) <= KEPT
+    rows = _room(blocks.number, pair, semiring) if keeps else None
     table = blocks.table(pair, lattice.labels.shape[-1], of_all=fold is None)
     seen, starts = _to_the_middle(pair, semiring, table, rows, starts=not keeps)
     whole = _meet(seen.states, pair, semiring)
@@ -247,7 +242,7 @@ class _Seen(NamedTuple):
 
     states: States
     rows: Stored | None
-    """The states of every frame, leading; None if nobody wants them."""
+    """What is stored of each frame of both halves, `[number, size, 2, *B, …]`; None for nothing."""
     table: Float[Array, "*B R N"]
     """Of the labels' scores (`jaxctc.blocks`)."""
 
@@ -285,40 +280,43 @@ def _from_the_middle(
     blocks, labels = Blocks.of(pair), pair.labels.shape[-1]
 
     def block(carry, given):
-        states, rows, parts, table, found = carry
-        index, start = given
+        states, room, parts, table, found = carry
+        index, start, rows = given
         if fold is None:
-            scores = blocks.get(found.label, index)
+            scores = blocks.get(found.label, index)  # they wait where the shares go
         else:
             table, scores = blocks.scores(pair, table, index)
         frames = blocks.emissions(pair, index, scores, semiring)
-        if start is not None:
-            _, rows = _through(start, frames, rows, index, pair, semiring)
-        states, parts = _back_through(states, frames, rows, index, parts, whole, pair, semiring)
+        if rows is None:
+            _, room = _through(start, frames, room, jnp.zeros_like(index), pair, semiring)
+            rows = jax.tree.map(lambda part: part[0], room)
+        states, parts = _back_through(states, frames, rows, parts, whole, pair, semiring)
         label, gap = _unmirrored(parts.label), found.gap
         label = blocks.put(found.label, label if fold is None else map(fold, label), index)
         if gap is not None and parts.gap is not None:
             gap = blocks.put(gap, _unmirrored(parts.gap), index)
-        return (_tidy(states, semiring), rows, parts, table, Shares(label, gap)), None
+        return (_tidy(states, semiring), room, parts, table, Shares(label, gap)), None
 
     label, table = seen.table, None
     if fold is not None:
         label, table = blocks.table(pair, jax.eval_shape(fold, label).shape[-1]), label
     gap = None if pair.wildcards is None else blocks.table(pair, labels + 1)
-    rows = _room(blocks.size, pair, semiring) if seen.rows is None else seen.rows
+    room = _room(1, pair, semiring) if seen.rows is None else None
     parts = _room_for_shares(blocks.size, pair, semiring)
-    middle = _exchange(seen.states), rows, parts, table, Shares(label, gap)
-    (*_, found), _ = lax.scan(block, middle, (blocks.indices, starts), reverse=True)
+    middle = _exchange(seen.states), room, parts, table, Shares(label, gap)
+    (*_, found), _ = lax.scan(block, middle, (blocks.indices, starts, seen.rows), reverse=True)
     return found
 
 
-# Scans hand on the arrays that they write in. Those that they would stack by themselves are filled
-# with zeros first, and those of a scan within another at each of its turns.
+# What a scan stacks is filled with zeros before it, and for a scan within another at each of its
+# turns. So what is to be written is made here, once, and handed on.
 
 
-def _room(frames: int, pair: Lattice, semiring: Semiring) -> Stored:
+def _room(blocks: int, pair: Lattice, semiring: Semiring) -> Stored:
+    """For the rows of so many blocks."""
+    size = Blocks.of(pair).size
     return jax.tree.map(
-        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (frames, *part.shape)),
+        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (blocks, size, *part.shape)),
         _stored(_first_states(pair, semiring), pair),
     )
 
@@ -332,14 +330,8 @@ def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
     return Shares(room(row.label), None if row.blank is None else room(row.blank))
 
 
-def _write(rows: Any, row: Any, index: Int[Array, ""], axis: int) -> Any:
-    return jax.tree.map(
-        lambda many, one: lax.dynamic_update_index_in_dim(many, one, index, axis), rows, row
-    )
-
-
-def _bytes_of_rows(frames: int, pair: Lattice, semiring: Semiring) -> int:
-    rows = jax.eval_shape(lambda: _room(frames, pair, semiring))
+def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
+    rows = jax.eval_shape(lambda: _room(Blocks.of(pair).number, pair, semiring))
     return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(rows))
 
 
@@ -356,48 +348,50 @@ def _through(
     index: Int[Array, ""],
     pair: Lattice,
     semiring: Semiring,
-) -> tuple[States, Any]:
+) -> tuple[States, Stored | None]:
     """One block further to the middle, and its rows written, if there is room for them."""
-    blocks, (forward, _) = Blocks.of(pair), passes(pair)
+    forward, _ = passes(pair)
 
     def step(carry, place):
         states, rows = carry
         states = advance(states, forward, frame_of(frames, place), semiring)
+
+        def written(part: Array, row: Array) -> Array:
+            start = (index, place, *[jnp.zeros_like(place)] * row.ndim)
+            return lax.dynamic_update_slice(part, row[None, None], start)
+
         if rows is not None:
-            start = blocks.start(index, rows.frames)
-            rows = _write(rows, _stored(states, pair), start + place, 0)
+            rows = jax.tree.map(written, rows, _stored(states, pair))
         return (states, rows), None
 
-    return lax.scan(step, (states, rows), blocks.places)[0]
+    return lax.scan(step, (states, rows), Blocks.of(pair).places)[0]
 
 
 def _back_through(
     states: States,
     frames: Frame,
     rows: Stored,
-    index: Int[Array, ""],
     parts: Shares,
     whole: Number,
     pair: Lattice,
     semiring: Semiring,
 ) -> tuple[States, Shares]:
     """One block further from the middle, and what the paths that come along have there."""
-    blocks, (_, backward) = Blocks.of(pair), passes(pair)
+    _, backward = passes(pair)
     whole = jax.tree.map(lambda part: part[None, ..., None], whole)
-    start = blocks.start(index, rows.frames)
 
-    def step(carry, place):
+    def step(carry, given):
         states, parts = carry
+        place, row = given
         frame = frame_of(frames, place)
-        row = jax.tree.map(
-            lambda part: lax.dynamic_index_in_dim(part, start + place, 0, keepdims=False), rows
-        )
         arrived = arrive(states, backward, semiring)
         part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
-        states = emit(states, arrived, frame, semiring, tidy=False)
-        return (states, _write(parts, part, place, -2)), None
+        parts = jax.tree.map(
+            lambda many, one: lax.dynamic_update_index_in_dim(many, one, place, -2), parts, part
+        )
+        return (emit(states, arrived, frame, semiring, tidy=False), parts), None
 
-    return lax.scan(step, (states, parts), blocks.places, reverse=True)[0]
+    return lax.scan(step, (states, parts), (Blocks.of(pair).places, rows), reverse=True)[0]
 
 
 def _unmirrored(parts: Float[Array, "2 *B size N"]) -> tuple[Array, Array]:

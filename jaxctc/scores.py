@@ -113,8 +113,9 @@ def normaliser(
 ) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:
     """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
 
-    `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. A frame of -inf
-    alone has no distribution; (0, 0) leaves its scores at -inf.
+    `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]; where it is next to 0
+    its last bits are kept if the blank is the class that is sure, else it is right to 1e-7. A frame
+    of -inf alone has no distribution; (0, 0) leaves its scores at -inf.
     """
     largest = finite_scale(max_over(vocab_axis, widen(jnp.max(logits, axis=-1))))
     classes = logits.shape[-1]

@@ -236,8 +236,7 @@ def _wide_sum(terms: Wide) -> Wide:
 
 def _wide_share(a: Wide, b: Wide, total: Wide) -> Array:
     exponent = jnp.maximum(a.exponent + b.exponent, ZERO) - total.exponent
-    # One total for a row of labels: its inverse is computed once, a quotient would be for each.
-    mantissa = (a.mantissa * b.mantissa) * (1 / total.mantissa)
+    mantissa = a.mantissa * b.mantissa / total.mantissa
     return mantissa * _power_of_two(jnp.minimum(exponent, _BIAS))
 
 

@@ -245,6 +245,14 @@ def test_sure_entropy_is_not_negative(rng):
     assert entropy.max() < 1e-6
 
 
+def test_entropy_of_a_single_alignment_is_zero(rng):
+    """Five equal labels take all of nine frames."""
+    logits = rng.normal(size=(32, 9, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        jax.jit(alignment_entropy)(logits, None, np.ones((32, 5), int), None), 0
+    )
+
+
 STAR = 5
 STARRED = [
     labels

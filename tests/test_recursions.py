@@ -126,7 +126,7 @@ def test_wide_agrees_with_log_in_float64(seed, scale):
     assert_wide_agrees_with_log_in_float64(random_batch(seed, scale))
 
 
-@pytest.mark.parametrize("frames", [1, 32, 33, 70])
+@pytest.mark.parametrize("frames", [1, 2, 3, 32, 33, 70])
 def test_every_frame_is_in_one_block(frames):
     assert_wide_agrees_with_log_in_float64(random_batch(frames, 1, frames))
 
@@ -140,7 +140,7 @@ def test_rows_computed_again_are_those_kept(semiring):
 
 
 def test_labels_are_folded_to_classes_by_the_way():
-    logits, no_frame, labels, no_label = random_batch(5, 1, 40)
+    logits, no_frame, labels, no_label = random_batch(5, 1, 41)  # the halves overlap in 3
 
     @jax.jit
     def both(logits):
@@ -196,3 +196,18 @@ def test_long_narrow_rows_are_stored_right():
         assert_close(in_blank[:, 1], np.log(t * (t - 1) / 2), rtol=1e-5)
     np.testing.assert_array_equal(in_blank[:, 0], 0)
     assert_close(loss, -np.log(frames * (frames + 1) / 2), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_wildcards_where_the_halves_overlap(rng):
+    """The gradient, by tables of labels and of gaps, against differences of the loss, without."""
+    logits, step = rng.normal(size=(2, 41, 5))
+    labels = np.array([1, 5, 2, 2, 5, 3])
+
+    @jax.jit
+    def loss(logits):
+        return ctc_loss(logits, None, labels, None, wildcard_id=5)
+
+    slope = np.vdot(jax.jit(jax.grad(loss))(logits), step)
+    difference = (loss(logits + 1e-5 * step) - loss(logits - 1e-5 * step)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-7)
