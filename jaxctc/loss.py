@@ -228,10 +228,8 @@ def _compiled_loss(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring, lattice = (
-        value_semiring(inputs),
-        build_lattice(_in_whole_vectors(inputs, reading), reading),
-    )
+    semiring = value_semiring(inputs)
+    lattice = build_lattice(_in_whole_vectors(inputs, reading), reading)
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
@@ -255,10 +253,8 @@ def loss_and_gradient(
     reading: Reading, inputs: _checks.CtcInputs
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     """Of each example, the gradient of its own loss."""
-    semiring, lattice = (
-        value_semiring(inputs),
-        build_lattice(_in_whole_vectors(inputs, reading), reading),
-    )
+    semiring = value_semiring(inputs)
+    lattice = build_lattice(_in_whole_vectors(inputs, reading), reading)
     # With few classes, tables of labels would be what takes the most memory.
     classes, fold = inputs.logits.shape[-1], None
     if _is_folded(reading, classes, lattice):

@@ -142,9 +142,8 @@ def frames_at(
     """
 
     def at(rows: Array) -> Array:
-        return jnp.moveaxis(rows.at[frames].get(mode="promise_in_bounds"), frames.ndim - 1, -1)[
-            ..., None
-        ]
+        found = rows.at[frames].get(mode="promise_in_bounds")
+        return jnp.moveaxis(found, frames.ndim - 1, -1)[..., None]
 
     scale = at(lattice.scales)
     blank = semiring.encode(at(lattice.blank_scores), scale)
