@@ -1,16 +1,19 @@
 """The frames of either half of a lattice in blocks, and the tables in which blocks wait.
 
+Backward is forward through the mirror image of a lattice, so one step through the two, side by
+side, goes both ways: `pair_of`. What belongs to a block is a pair, too: of the lattice, frames from
+the first one on, and of its image, frames from the last one on. In a table `[*B, R, M]` rows are in
+the order of the frames. The halves may overlap in the middle, by what the blocks have more than
+there are frames: there a frame counts for the half that it is nearer to the start of, and for the
+other it is a padded one, and a table has a row for each.
+
 Emissions are computed a block at a time, which keeps them in the cache and several cores busy, as
 one frame would not; it takes a block for a number to need tidying.
 
-What belongs to a block is a pair: of the lattice, frames from the first one on, and of its mirror
-image (`jaxctc.steps.with_mirror_image`), frames from the last one on. In a table `[*B, R, M]` rows
-are in the order of the frames. The halves may overlap in the middle, by what the blocks have more
-than there are frames: there a frame counts for the half that it is nearer to the start of, and for
-the other it is a padded one, and a table has a row for each.
+What lies innermost in an array is what processors compute in vectors: the labels or, of many
+examples with few labels, the examples (`jaxctc.steps.Axes`, `axes_of`).
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,11 +22,73 @@ from jaxtyping import Float, Int
 
 from jaxctc.lattice import Lattice, frame_scores
 from jaxctc.semirings import UNTIDY, Semiring
-from jaxctc.steps import Frame, frames_at
+from jaxctc.steps import Axes, Frame, frames_at, passes, with_a_frame
+
+FEW = 24
+"""Labels that are too few to be computed in vectors."""
+VECTOR = 8
+"""Numbers that XLA:CPU computes at once."""
+
+
+def pair_of(lattice: Lattice) -> Lattice:
+    """A lattice beside itself with its labels in reverse: what belongs to labels is stacked.
+
+    A step forward through the image is one backward through the lattice. Frames are neither copied
+    nor reversed; whoever asks for some says which for each.
+    """
+    lattice = _in_whole_vectors(with_a_frame(lattice))
+    wildcards = lattice.wildcards
+    if wildcards is not None:
+        in_gap = _beside(wildcards.in_gap, wildcards.in_gap)
+        wildcards = wildcards._replace(in_gap=in_gap)
+    forward, backward = passes(lattice)
+    return lattice._replace(
+        columns=_beside(lattice.columns, lattice.columns),
+        labels=_beside(lattice.labels, lattice.labels),
+        is_label=_beside(lattice.is_label, lattice.is_label),
+        can_skip=_beside(forward.can_skip, backward.can_skip),
+        wildcards=wildcards,
+    )
+
+
+def axes_of(lattice: Lattice) -> Axes:
+    """Whether its examples or its labels lie in the lanes."""
+    batch, labels = lattice.label_count.shape, lattice.can_skip.shape[-1]
+    return Axes(examples_last=len(batch) > 0 and batch[-1] >= 2 * VECTOR and 0 < labels <= FEW)
+
+
+def _in_whole_vectors(lattice: Lattice) -> Lattice:
+    """Labels that lie in the lanes, filled up with padding.
+
+    XLA:CPU computes rows of them in vectors, but one by one what is left over at the end of each
+    row, and everything in rows of less than sixteen.
+    """
+    labels = lattice.can_skip.shape[-1]
+    if labels == 0 or axes_of(lattice).examples_last:
+        return lattice
+    more = max(2 * VECTOR, -(-labels // VECTOR) * VECTOR) - labels
+
+    def filled(part: Array) -> Array:
+        return jnp.concatenate([part, jnp.zeros_like(part, shape=(*part.shape[:-1], more))], -1)
+
+    wildcards = lattice.wildcards
+    if wildcards is not None:
+        wildcards = wildcards._replace(in_gap=filled(wildcards.in_gap))
+    return lattice._replace(
+        columns=filled(lattice.columns),
+        labels=filled(lattice.labels),
+        is_label=filled(lattice.is_label),
+        can_skip=filled(lattice.can_skip),
+        wildcards=wildcards,
+    )
+
+
+def _beside(part: Array, mirrored: Array) -> Array:
+    return jnp.stack([part, jnp.flip(mirrored, -1)])
 
 
 class Blocks(NamedTuple):
-    """How the frames are cut."""
+    """How the frames of a pair are cut. Arrays are laid out as `axes` says."""
 
     frames: int
     """Of the whole lattice."""
@@ -31,14 +96,16 @@ class Blocks(NamedTuple):
     """Of blocks in a half."""
     size: int
     """Frames of a block, no more than `UNTIDY`."""
+    axes: Axes
 
     @classmethod
-    def of(cls, lattice: Lattice) -> "Blocks":
-        """As few as there can be, as equal as they can be."""
-        frames = lattice.is_frame.shape[0]
+    def of(cls, pair: Lattice) -> "Blocks":
+        """Equal ones that overlap the least; of those that do, the fewest."""
+        frames = pair.is_frame.shape[0]
         half = -(-frames // 2)
-        number = -(-half // UNTIDY)
-        return cls(frames, number, -(-half // number))
+        fewest = -(-half // UNTIDY)
+        number = min(range(fewest, 2 * fewest), key=lambda number: number * -(-half // number))
+        return cls(frames, number, -(-half // number), axes_of(pair))
 
     @property
     def half(self) -> int:
@@ -65,7 +132,8 @@ class Blocks(NamedTuple):
         """
         early = index * self.size
         first = jnp.stack([early, self.frames - self.size - early])
-        table = self.put(table, frame_scores(pair, first, self.size), index)
+        early, later = self.axes.arranged(frame_scores(pair, first, self.size), 2)
+        table = self._written(table, early, later, index)
         return table, self.get(table, index)
 
     def emissions(
@@ -79,7 +147,7 @@ class Blocks(NamedTuple):
         early = index * self.size + self.places
         frames = jnp.stack([early, self.frames - 1 - early])
         is_nearer = jnp.stack([2 * early < self.frames, 2 * early < self.frames - 1])
-        return frames_at(pair, frames, is_nearer, scores, semiring)
+        return frames_at(pair, frames, is_nearer, scores, semiring, self.axes)
 
     def table(
         self, pair: Lattice, width: int, *, of_all: bool = True
@@ -87,40 +155,49 @@ class Blocks(NamedTuple):
         """An empty one, for all blocks or for one after the other."""
         rows = 2 * (self.half if of_all else self.size)
         nothing = jnp.zeros_like(pair.label_count, pair.scales.dtype)[..., None, None]
-        return jnp.broadcast_to(nothing, (*pair.label_count.shape, rows, width))
+        table = jnp.broadcast_to(nothing, (*pair.label_count.shape, rows, width))
+        return self.axes.arranged(table, 2)
 
     def get(
         self, table: Float[Array, "*B R N"], index: Int[Array, ""]
     ) -> Float[Array, "2 *B size N"]:
         """The scores of a block; those of the image wait in its own order of labels."""
         early, later = (
-            lax.dynamic_slice_in_dim(table, start, self.size, table.ndim - 2)
+            lax.dynamic_slice_in_dim(table, start, self.size, table.ndim + self.axes.frames)
             for start in self._starts(table, index)
         )
-        return jnp.stack([early, jnp.flip(later, -2)])
+        return jnp.stack([early, jnp.flip(later, self.axes.frames)])
 
     def put(
-        self, table: Float[Array, "*B R M"], parts: Iterable[Array], index: Int[Array, ""]
+        self,
+        table: Float[Array, "*B R M"],
+        parts: Float[Array, "2 *B size M"],
+        index: Int[Array, ""],
     ) -> Float[Array, "*B R M"]:
-        """Writes the rows `[*B, size, M]` of a block, frames in their order on both sides."""
-        for part, start in zip(parts, self._starts(table, index), strict=True):
-            table = lax.dynamic_update_slice_in_dim(table, part, start, table.ndim - 2)
-        return table
+        """Writes what belongs to a block, of the image the last frame first."""
+        later = jnp.flip(parts[1], self.axes.frames)
+        return self._written(table, parts[0], later, index)
 
     def in_order(self, table: Float[Array, "*B R M"]) -> Float[Array, "*B T M"]:
-        """The rows that count, one for each frame."""
-        if 2 * self.half == self.frames:
-            return table
-        later = self.frames // 2
-        rows, axis = table.shape[-2], table.ndim - 2
-        parts = [
-            lax.slice_in_dim(table, 0, self.frames - later, axis=axis),
-            lax.slice_in_dim(table, rows - later, rows, axis=axis),
-        ]
-        return jnp.concatenate(parts, axis=axis)
+        """The rows that count, one for each frame, the batch in front."""
+        if 2 * self.half > self.frames:
+            axis, later = table.ndim + self.axes.frames, self.frames // 2
+            parts = [
+                lax.slice_in_dim(table, 0, self.frames - later, axis=axis),
+                lax.slice_in_dim(table, 2 * self.half - later, 2 * self.half, axis=axis),
+            ]
+            table = jnp.concatenate(parts, axis=axis)
+        return self.axes.restored(table, 2)
+
+    def _written(self, table: Array, early: Array, later: Array, index: Array) -> Array:
+        for part, start in zip((early, later), self._starts(table, index), strict=True):
+            table = lax.dynamic_update_slice_in_dim(
+                table, part, start, table.ndim + self.axes.frames
+            )
+        return table
 
     def _starts(self, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
         """Of a block, in a table of all or of one."""
-        rows = table.shape[-2]
+        rows = table.shape[self.axes.frames]
         early = index * self.size if rows > 2 * self.size else jnp.zeros_like(index)
         return early, rows - self.size - early

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
 from jaxctc.derivatives import nan_where, value_semiring
-from jaxctc.lattice import Lattice, build_lattice, spread_over_classes, sum_by_class
+from jaxctc.lattice import Lattice, build_lattice, spread_over_classes
 from jaxctc.posteriors import log_rows, occupancies
 from jaxctc.recursions import Shares, shares, total
 from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
@@ -229,7 +229,7 @@ def _compiled_loss(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
     semiring = value_semiring(inputs)
-    lattice = build_lattice(_in_whole_vectors(inputs, reading), reading)
+    lattice = build_lattice(inputs, reading)
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
@@ -254,12 +254,10 @@ def loss_and_gradient(
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
     """Of each example, the gradient of its own loss."""
     semiring = value_semiring(inputs)
-    lattice = build_lattice(_in_whole_vectors(inputs, reading), reading)
-    # With few classes, tables of labels would be what takes the most memory.
-    classes, fold = inputs.logits.shape[-1], None
-    if _is_folded(reading, classes, lattice):
-        fold = functools.partial(sum_by_class, labels=lattice.labels, classes=classes)
-    whole, parts = shares(lattice, semiring, fold)
+    lattice = build_lattice(inputs, reading)
+    classes = inputs.logits.shape[-1]
+    folded = _is_folded(reading, classes, lattice)
+    whole, parts = shares(lattice, semiring, classes if folded else None)
     log_total = semiring.decode(whole)
     gradient = _gradient(reading, inputs, lattice, log_total > -jnp.inf, parts)
     return _nats(log_total, lattice, reading), gradient
@@ -288,29 +286,11 @@ def _plain_loss(
     return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
 
 
-def _in_whole_vectors(inputs: _checks.CtcInputs, reading: Reading) -> _checks.CtcInputs:
-    """Labels filled up with padding to a multiple of eight, and to sixteen at least.
-
-    XLA:CPU computes rows of them in vectors, but one by one what is left over at the end of each
-    row, and everything in rows of less than sixteen. Devices that have some of the classes each
-    tell each other what labels score, and are not asked for more of them.
-    """
-    labels = inputs.labels.shape[-1]
-    if labels == 0 or reading.vocab_axis is not None:
-        return inputs
-    width = max(16, -(-labels // 8) * 8)
-
-    def filled(part: Array) -> Array:
-        more = jnp.zeros_like(part, shape=(*part.shape[:-1], width - labels))
-        return jnp.concatenate([part, more], axis=-1)
-
-    return inputs._replace(labels=filled(inputs.labels), is_label=filled(inputs.is_label))
-
-
 def _is_folded(reading: Reading, classes: int, lattice: Lattice) -> bool:
-    """Whether shares of labels become shares of classes block by block, and not at the end.
+    """Whether the recursion sums shares of labels to shares of classes, and not the gradient.
 
-    The recursion is the same on all devices that classes are spread over, the classes are not.
+    With few classes, tables of labels would be what takes the most memory. The recursion is the
+    same on all devices that classes are spread over, the classes are not.
     """
     return classes <= lattice.labels.shape[-1] and reading.vocab_axis is None
 

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jaxctc.lattice import Lattice, Wildcards
-from jaxctc.recursions import KEPT, sweep
+from jaxctc.recursions import sweep
 from jaxctc.scores import Reading
 from jaxctc.semirings import MAX, Number, Semiring, share_of
 from jaxctc.steps import (
@@ -30,6 +30,9 @@ from jaxctc.steps import (
     virtual_row,
     with_a_frame,
 )
+
+KEPT = 1 << 26
+"""Bytes up to which what was seen at all frames is kept for the way back."""
 
 
 class Paths(NamedTuple):

@@ -418,21 +418,15 @@ class Occupancies(NamedTuple):
 def occupancies(
     lattice: Lattice, feasible: Bool[Array, "*B"], shares: recursions.Shares
 ) -> Occupancies:
-    """Shares of the total, masked, and what they leave for the blanks."""
-    counts = (jnp.moveaxis(lattice.is_frame, 0, -1) & feasible[..., None])[..., None]
-
-    def masked(share: Array) -> Array:
-        return jnp.where(counts, share, jnp.zeros_like(share))
-
-    label = masked(shares.label)
-    gap = None if shares.gap is None else masked(shares.gap)
-    taken = jnp.sum(label, axis=-1)
-    if gap is not None:
-        taken += jnp.sum(gap, axis=-1)
+    """Shares of the total, and what they leave for the blanks."""
+    taken = jnp.sum(shares.label, axis=-1)
+    if shares.gap is not None:
+        taken += jnp.sum(shares.gap, axis=-1)
     # Below the rounding of that sum, what is left is nothing.
     left = 1 - taken
     left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps, left, jnp.zeros_like(left))
-    return Occupancies(jnp.where(counts[..., 0], left, jnp.zeros_like(left)), label, gap)
+    counts = jnp.moveaxis(lattice.is_frame, 0, -1) & feasible[..., None]
+    return Occupancies(jnp.where(counts, left, jnp.zeros_like(left)), shares.label, shares.gap)
 
 
 @with_log_derivative

@@ -9,7 +9,7 @@ and backward from the last,
 
     beta_t(s)   the weight of all path endings from frame t on that are in state s there,
 
-both with the emission of frame t (Graves et al. 2006, section 4.1).
+both with the emission of frame t, y_t(s) (Graves et al. 2006, section 4.1).
 
 The total meets in the middle: both passes advance in one scan of half the length, and
 
@@ -17,10 +17,14 @@ The total meets in the middle: both passes advance in one scan of half the lengt
 
 where `arrived` is alpha one step further, before the emission of frame t. Backward is forward for
 the mirror image of the lattice, so the two are one pass over a lattice beside its image
-(`jaxctc.steps.with_mirror_image`). In the middle they exchange their states and go back, each
-through the half whose rows the other has stored: that gives the share of every label in every
-frame, arrived(s) · row_t(s) / total, in twice as many steps, with half of what two whole passes
-would store, and without dividing by an emission that may be zero.
+(`jaxctc.blocks.pair_of`). In the middle they exchange their states and go back, each through the
+half that the other has come through. Of that only the states in front of every block of frames are
+kept; the rest is computed again, a block at a time, and gives the share of every label in every
+frame,
+
+    alpha_t(s) · beta_t(s) / (y_t(s) · total)
+
+(section 4.2), which is 0 where the emission is.
 
 What follows one path at a time (`jaxctc.paths`) needs no table over frames and labels: there the
 forward pass leaves the states at every so many frames, and what lies between is computed again when
@@ -36,11 +40,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxctc.blocks import Blocks
-from jaxctc.lattice import Lattice
+from jaxctc.blocks import Blocks, axes_of, pair_of
+from jaxctc.lattice import Lattice, sum_by_class
 from jaxctc.padding import lengths_to_paddings
 from jaxctc.semirings import LOG, Number, Semiring, share_of
 from jaxctc.steps import (
+    Axes,
     Frame,
     States,
     advance,
@@ -53,11 +58,7 @@ from jaxctc.steps import (
     virtual_row,
     where,
     with_a_frame,
-    with_mirror_image,
 )
-
-KEPT = 1 << 26
-"""Bytes up to which what was seen at all frames is kept for the way back."""
 
 
 class Stored(NamedTuple):
@@ -68,7 +69,7 @@ class Stored(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Parts of the total, per frame; anything in padded frames and where the total is zero."""
+    """Parts of the total, per frame; 0 in padded frames and where the total is zero."""
 
     label: Float[Array, "*B T N"]
     gap: Float[Array, "*B T N+1"] | None
@@ -77,34 +78,35 @@ class Shares(NamedTuple):
 
 def total(lattice: Lattice, semiring: Semiring) -> Number:
     """Weight of all paths, in one scan of half as many steps as frames and no stored rows."""
-    pair = with_mirror_image(with_a_frame(lattice))
-    blocks, labels = Blocks.of(pair), lattice.labels.shape[-1]
-    table = blocks.table(pair, labels, of_all=False)
-    seen, _ = _to_the_middle(pair, semiring, table)
-    return _meet(seen.states, pair, semiring)
+    pair = pair_of(lattice)
+    return _meet(_to_the_middle(pair, semiring).states, pair, semiring)
 
 
 def shares(
-    lattice: Lattice,
-    semiring: Semiring,
-    fold: Callable[[Float[Array, "*B F N"]], Float[Array, "*B F M"]] | None = None,
+    lattice: Lattice, semiring: Semiring, classes: int | None = None
 ) -> tuple[Number, Shares]:
     """The total, and what each label and each wildcard has of it in every frame.
 
-    What labels have is passed through `fold`, if any, a block of frames at a time. Without it, the
-    labels' scores are read once only: they wait where their shares are going to be. The rows of the
-    first way are kept if they take no more than `KEPT` bytes; if they take more, only the states in
-    front of each block are, and its rows are computed again.
+    If it is told how many classes there are, labels of a class are summed: a block of frames at a
+    time, or, where a table of so few labels is small, at the end. Without sums by block the labels'
+    scores are read once only; they wait where their shares are going to be.
     """
-    given, pair = lattice.is_frame.shape[0], with_mirror_image(with_a_frame(lattice))
-    blocks = Blocks.of(pair)
-    keeps = _bytes_of_rows(pair, semiring) <= KEPT
-    rows = _room(blocks.number, pair, semiring) if keeps else None
-    table = blocks.table(pair, lattice.labels.shape[-1], of_all=fold is None)
-    seen, starts = _to_the_middle(pair, semiring, table, rows, starts=not keeps)
-    whole = _meet(seen.states, pair, semiring)
-    found = _from_the_middle(pair, semiring, whole, seen, starts, fold)
-    return whole, jax.tree.map(lambda part: blocks.in_order(part)[..., :given, :], found)
+    pair = pair_of(lattice)
+    at_once = None if axes_of(pair).examples_last else classes
+    way = _to_the_middle(pair, semiring, keeps_scores=at_once is None, starts=True)
+    whole = _meet(way.states, pair, semiring)
+    found = _from_the_middle(pair, semiring, whole, way, at_once)
+
+    frames, labels = lattice.is_frame.shape[0], lattice.labels.shape[-1]
+    found = jax.tree.map(lambda part: part[..., :frames, :], found)
+    if found.gap is not None:
+        found = found._replace(gap=found.gap[..., : labels + 1])
+    if at_once is not None:
+        return whole, found
+    label = found.label[..., :labels]
+    if classes is not None:
+        label = sum_by_class(label, lattice.labels, classes)
+    return whole, found._replace(label=label)
 
 
 def rows(lattice: Lattice, semiring: Semiring, *, backward: bool) -> States:
@@ -237,183 +239,191 @@ def sweep(
     )
 
 
-class _Seen(NamedTuple):
-    """What the way to the middle has come to."""
+class _Way(NamedTuple):
+    """What the way to the middle leaves."""
 
     states: States
-    rows: Stored | None
-    """What is stored of each frame of both halves, `[number, size, 2, *B, …]`; None for nothing."""
     table: Float[Array, "*B R N"]
     """Of the labels' scores (`jaxctc.blocks`)."""
+    starts: States | None
+    """The states in front of each block."""
 
 
 def _to_the_middle(
-    pair: Lattice,
-    semiring: Semiring,
-    table: Float[Array, "*B R N"],
-    rows: Stored | None = None,
-    *,
-    starts: bool = False,
-) -> tuple[_Seen, States | None]:
-    """Both halves up to where they meet; if asked for, the states in front of each block."""
+    pair: Lattice, semiring: Semiring, *, keeps_scores: bool = False, starts: bool = False
+) -> _Way:
+    """Both halves up to where they meet.
+
+    The table of scores is that of all blocks or of the last one; the starts are kept if asked for.
+    """
     blocks = Blocks.of(pair)
 
-    def block(seen, index):
-        table, scores = blocks.scores(pair, seen.table, index)
+    def block(carry, index):
+        states, room, table = carry
+        table, scores = blocks.scores(pair, table, index)
         frames = blocks.emissions(pair, index, scores, semiring)
-        states, rows = _through(seen.states, frames, seen.rows, index, pair, semiring)
-        return _Seen(_tidy(states, semiring), rows, table), seen.states if starts else None
+        after, room = _through(states, frames, room, pair, semiring)
+        return (_tidy(after, semiring), room, table), states if starts else None
 
-    first = _Seen(_first_states(pair, semiring), rows, table)
-    return lax.scan(block, first, blocks.indices)
+    first = _first_states(pair, semiring)
+    table = blocks.table(pair, pair.labels.shape[-1], of_all=keeps_scores)
+    carry = first, _room(2, first, pair), table
+    (states, _, table), before = lax.scan(block, carry, blocks.indices)
+    return _Way(states, table, before)
 
 
 def _from_the_middle(
-    pair: Lattice,
-    semiring: Semiring,
-    whole: Number,
-    seen: _Seen,
-    starts: States | None,
-    fold: Callable[[Array], Array] | None,
+    pair: Lattice, semiring: Semiring, whole: Number, way: _Way, classes: int | None
 ) -> Shares:
-    """Each half back through what the other has seen; tables of the shares, folded or not."""
+    """Each half back through what the other has seen, which is computed again block by block.
+
+    Tables of the shares, by class if it is told how many there are.
+    """
     blocks, labels = Blocks.of(pair), pair.labels.shape[-1]
 
     def block(carry, given):
-        states, room, parts, table, found = carry
-        index, start, rows = given
-        if fold is None:
+        states, ahead, behind, table, found = carry
+        index, start = given
+        if classes is None:
             scores = blocks.get(found.label, index)  # they wait where the shares go
         else:
             table, scores = blocks.scores(pair, table, index)
         frames = blocks.emissions(pair, index, scores, semiring)
-        if rows is None:
-            _, room = _through(start, frames, room, jnp.zeros_like(index), pair, semiring)
-            rows = jax.tree.map(lambda part: part[0], room)
-        states, parts = _back_through(states, frames, rows, parts, whole, pair, semiring)
-        label, gap = _unmirrored(parts.label), found.gap
-        label = blocks.put(found.label, label if fold is None else map(fold, label), index)
-        if gap is not None and parts.gap is not None:
-            gap = blocks.put(gap, _unmirrored(parts.gap), index)
-        return (_tidy(states, semiring), room, parts, table, Shares(label, gap)), None
+        _, ahead = _through(start, frames, ahead, pair, semiring)
+        states, behind = _through(states, frames, behind, pair, semiring, back=True)
+        parts = _shares(ahead, behind, frames, whole, pair, semiring)
+        if classes is None:
+            parts = parts._replace(label=_unmirrored(parts.label, blocks.axes))
+        else:
+            parts = parts._replace(label=sum_by_class(parts.label, pair.labels, classes))
+        if parts.gap is not None:
+            parts = parts._replace(gap=_unmirrored(parts.gap, blocks.axes))
+        found = jax.tree.map(lambda many, part: blocks.put(many, part, index), found, parts)
+        return (_tidy(states, semiring), ahead, behind, table, found), None
 
-    label, table = seen.table, None
-    if fold is not None:
-        label, table = blocks.table(pair, jax.eval_shape(fold, label).shape[-1]), label
+    if classes is None:
+        label, table = way.table, None
+    else:
+        label, table = blocks.table(pair, classes), way.table
     gap = None if pair.wildcards is None else blocks.table(pair, labels + 1)
-    room = _room(1, pair, semiring) if seen.rows is None else None
-    parts = _room_for_shares(blocks.size, pair, semiring)
-    middle = _exchange(seen.states), room, parts, table, Shares(label, gap)
-    (*_, found), _ = lax.scan(block, middle, (blocks.indices, starts, seen.rows), reverse=True)
-    return found
+    room = _room(blocks.size + 1, way.states, pair)
+    middle = _exchange(way.states, blocks.axes), room, room, table, Shares(label, gap)
+    (*_, found), _ = lax.scan(block, middle, (blocks.indices, way.starts), reverse=True)
+    return jax.tree.map(blocks.in_order, found)
 
 
-# What a scan stacks is filled with zeros before it, and for a scan within another at each of its
-# turns. So what is to be written is made here, once, and handed on.
+def _room(slots: int, states: States, pair: Lattice) -> Stored:
+    """For what is stored of so many frames.
 
-
-def _room(blocks: int, pair: Lattice, semiring: Semiring) -> Stored:
-    """For the rows of so many blocks."""
-    size = Blocks.of(pair).size
+    Made once and handed on: what a scan stacks is filled with zeros before it, and for a scan
+    within another at each of its turns.
+    """
     return jax.tree.map(
-        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (blocks, size, *part.shape)),
-        _stored(_first_states(pair, semiring), pair),
+        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (slots, *part.shape)),
+        _stored(states, pair),
     )
-
-
-def _room_for_shares(frames: int, pair: Lattice, semiring: Semiring) -> Shares:
-    def room(number: Number) -> Array:
-        like = jnp.zeros_like(jax.tree.leaves(number)[0], pair.scales.dtype)[..., None, :]
-        return jnp.broadcast_to(like, (*like.shape[:-2], frames, like.shape[-1]))
-
-    row = _stored(_first_states(pair, semiring), pair)
-    return Shares(room(row.label), None if row.blank is None else room(row.blank))
-
-
-def _bytes_of_rows(pair: Lattice, semiring: Semiring) -> int:
-    rows = jax.eval_shape(lambda: _room(Blocks.of(pair).number, pair, semiring))
-    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(rows))
 
 
 def _first_states(pair: Lattice, semiring: Semiring) -> States:
     count = pair.label_count
     last = jnp.full_like(count, pair.columns.shape[-1])
-    return virtual_row(jnp.stack([jnp.zeros_like(count), last - count]), pair, semiring)
+    first = virtual_row(jnp.stack([jnp.zeros_like(count), last - count]), pair, semiring)
+    return jax.tree.map(lambda part: axes_of(pair).arranged(part, 1), first)
 
 
 def _through(
     states: States,
     frames: Frame,
-    rows: Stored | None,
-    index: Int[Array, ""],
+    room: Stored,
     pair: Lattice,
     semiring: Semiring,
-) -> tuple[States, Stored | None]:
-    """One block further to the middle, and its rows written, if there is room for them."""
-    forward, _ = passes(pair)
+    *,
+    back: bool = False,
+) -> tuple[States, Stored]:
+    """One block further to the middle, or back from it, and what is stored on the way.
+
+    The labels between one frame and the next are in a slot of the room: of all frames, one behind
+    the other, or of two, in turn. They are read and written there because XLA:CPU copies what a
+    loop carries from one turn to the next and does not change in its place.
+    """
+    blocks = Blocks.of(pair)
+    direction, size = passes(pair, blocks.axes)[int(back)], blocks.size
+    slots = jax.tree.leaves(room)[0].shape[0]
+
+    def slot(seam):
+        return seam if slots > size else lax.rem(seam, jnp.full_like(seam, slots))
+
+    def left(states, room, seam):
+        return jax.tree.map(
+            lambda many, one: lax.dynamic_update_index_in_dim(many, one, slot(seam), 0),
+            room,
+            _stored(states, pair),
+        )
+
+    def labels(room, seam):
+        return jax.tree.map(
+            lambda many: lax.dynamic_index_in_dim(many, slot(seam), 0, keepdims=False), room.label
+        )
 
     def step(carry, place):
-        states, rows = carry
-        states = advance(states, forward, frame_of(frames, place), semiring)
+        blank, room = carry
+        before, behind = (place + 1, place) if back else (place, place + 1)
+        frame = frame_of(frames, place, blocks.axes)
+        states = advance(States(blank, labels(room, before)), direction, frame, semiring)
+        return lax.optimization_barrier((states.blank, left(states, room, behind))), None
 
-        def written(part: Array, row: Array) -> Array:
-            start = (index, place, *[jnp.zeros_like(place)] * row.ndim)
-            return lax.dynamic_update_slice(part, row[None, None], start)
-
-        if rows is not None:
-            rows = jax.tree.map(written, rows, _stored(states, pair))
-        return (states, rows), None
-
-    return lax.scan(step, (states, rows), Blocks.of(pair).places)[0]
-
-
-def _back_through(
-    states: States,
-    frames: Frame,
-    rows: Stored,
-    parts: Shares,
-    whole: Number,
-    pair: Lattice,
-    semiring: Semiring,
-) -> tuple[States, Shares]:
-    """One block further from the middle, and what the paths that come along have there."""
-    _, backward = passes(pair)
-    whole = jax.tree.map(lambda part: part[None, ..., None], whole)
-
-    def step(carry, given):
-        states, parts = carry
-        place, row = given
-        frame = frame_of(frames, place)
-        arrived = arrive(states, backward, semiring)
-        part = _share(row, _stored(arrived, pair), whole, frame, pair, semiring)
-        parts = jax.tree.map(
-            lambda many, one: lax.dynamic_update_index_in_dim(many, one, place, -2), parts, part
-        )
-        return (emit(states, arrived, frame, semiring, tidy=False), parts), None
-
-    return lax.scan(step, (states, parts), (Blocks.of(pair).places, rows), reverse=True)[0]
+    seams = jnp.zeros_like(blocks.places[0]), jnp.full_like(blocks.places[0], size)
+    first, last = reversed(seams) if back else seams
+    carry = states.blank, left(states, room, first)
+    (blank, room), _ = lax.scan(step, carry, blocks.places, reverse=back)
+    return States(blank, labels(room, last)), room
 
 
-def _unmirrored(parts: Float[Array, "2 *B size N"]) -> tuple[Array, Array]:
-    """Frames and labels of both in the order of the lattice."""
-    early, later = parts
-    return early, jnp.flip(later, (-2, -1))
+def _shares(
+    ahead: Stored, behind: Stored, frames: Frame, whole: Number, pair: Lattice, semiring: Semiring
+) -> Shares:
+    """What each label and gap has in the frames of a block, by what is stored on both ways.
+
+    Both have the emission of the frame, so it is taken off one.
+    """
+    axes = axes_of(pair)
+    whole = jax.tree.map(lambda part: axes.arranged(part[None, ..., None, None], 2), whole)
+    counts = frames.is_frame & (semiring.decode(whole) > -jnp.inf)
+
+    def rows(number: Number, places: slice) -> Number:
+        return jax.tree.map(lambda part: jnp.moveaxis(part[places], 0, axes.frames), number)
+
+    def share(here: Number, there: Number, emission: Number) -> Array:
+        here, there = rows(here, slice(1, None)), rows(there, slice(None, -1))
+        found = semiring.share(here, semiring.over(there, emission), whole)
+        return jnp.where(counts, found, jnp.zeros_like(found))
+
+    label = share(ahead.label, behind.label, frames.label)
+    if pair.wildcards is None:
+        return Shares(label, None)
+    gap = share(ahead.blank, behind.blank, frames.blank) * frames.absorbed
+    in_gap = axes.arranged(pair.wildcards.in_gap[..., None, :], 2)
+    return Shares(label, jnp.where(in_gap, gap, jnp.zeros_like(gap)))
+
+
+def _unmirrored(parts: Float[Array, "2 *B size N"], axes: Axes) -> Float[Array, "2 *B size N"]:
+    """Labels of both in the order of the lattice."""
+    return jnp.stack([parts[0], jnp.flip(parts[1], axes.labels)])
 
 
 def _tidy(states: States, semiring: Semiring) -> States:
     return lax.optimization_barrier(States(*map(semiring.tidy, states)))
 
 
-def _exchange(states: States) -> States:
+def _exchange(states: States, axes: Axes) -> States:
     """Each half gets the states of the other, in its own order."""
-    return jax.tree.map(lambda part: jnp.flip(part, (0, -1)), states)
+    return jax.tree.map(lambda part: jnp.flip(jnp.flip(part, 0), axes.labels), states)
 
 
 def _meet(states: States, pair: Lattice, semiring: Semiring) -> Number:
-    here, there = (
-        jax.tree.map(lambda part: part[0], side)
-        for side in (arrive(states, passes(pair)[0], semiring), _exchange(states))
-    )
+    axes = axes_of(pair)
+    sides = arrive(states, passes(pair, axes)[0], semiring), _exchange(states, axes)
+    here, there = jax.tree.map(lambda part: axes.restored(part[0], 1), sides)
     joint = jax.tree.map(
         lambda *parts: jnp.concatenate(parts, axis=-1),
         semiring.times(here.blank, there.blank),
@@ -442,13 +452,3 @@ def _surprise(share: Array) -> Array:
 
 def _stored(states: States, lattice: Lattice) -> Stored:
     return Stored(None if lattice.wildcards is None else states.blank, states.label)
-
-
-def _share(
-    row: Stored, arrived: Stored, whole: Number, frame: Frame, pair: Lattice, semiring: Semiring
-) -> Shares:
-    label = semiring.share(row.label, arrived.label, whole)
-    if pair.wildcards is None:
-        return Shares(label, None)
-    gap = semiring.share(row.blank, arrived.blank, whole) * frame.absorbed
-    return Shares(label, jnp.where(pair.wildcards.in_gap, gap, jnp.zeros_like(gap)))

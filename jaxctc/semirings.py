@@ -31,7 +31,7 @@ Number = Any
 """A pytree of arrays of one shape; which, the semiring knows."""
 
 
-UNTIDY = 16
+UNTIDY = 20
 """How many times a number may be multiplied and added up before it has to be tidied."""
 
 
@@ -56,6 +56,8 @@ class Semiring(NamedTuple):
     """The same number, so that the next `UNTIDY` products and sums of three are safe."""
     share: Callable[[Number, Number, Number], Array]
     """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
+    over: Callable[[Number, Number], Number]
+    """What it takes times the second number to have the first; zero where the first is."""
 
 
 def share_of(way: Number, whole: Number, semiring: Semiring) -> Array:
@@ -110,6 +112,10 @@ def _log_share(a: Array, b: Array, total: Array) -> Array:
     return jnp.exp(a + b - total)
 
 
+def _log_over(a: Array, b: Array) -> Array:
+    return jnp.where(a == -jnp.inf, a, a - b)
+
+
 LOG = Semiring(
     zero=-jnp.inf,
     one=0.0,
@@ -120,6 +126,7 @@ LOG = Semiring(
     decode=_identity,
     tidy=_identity,
     share=_log_share,
+    over=_log_over,
 )
 """Sums over paths: log-probabilities."""
 
@@ -143,7 +150,7 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # Invariants
 #   m     in [1, 2) when tidy, in [0.7, 1.42) when encoded (up to rounding). A sum of three has at
 #         least the m of a term, at most three times the largest. So behind `UNTIDY` frames m lies
-#         between 2^-8 and 2^35: sums, which drop what is 2^127 times smaller by its exponent,
+#         between 2^-11 and 2^43: sums, which drop what is 2^127 times smaller by its exponent,
 #         lose nothing that counts, and a product of two such numbers does not overflow
 #   zero  is every number whose e is not above SMALLEST. Encoded zeros have e = ZERO, and products
 #         nothing less, so that no int32 overflows; sums of zeros may rise from there, by 1.6 a
@@ -172,10 +179,12 @@ _LN2_LO = math.log(2) - _LN2_HI
 _STEP = 1024
 
 
-def _power_of_two(exponent: Array) -> Array:
-    """2^exponent as a float32 for exponents up to 127; 0 below the normal range."""
-    biased = jnp.maximum(exponent, -_BIAS) + _BIAS
-    return lax.bitcast_convert_type(biased << _MANTISSA_BITS, jnp.float32)
+def _power_of_two(exponent: Array, nothing: Array | int = -_BIAS) -> Array:
+    """2^(exponent - nothing - 127) as a float32, for results up to 2^127; 0 up to `nothing`."""
+    biased = exponent - nothing
+    return lax.bitcast_convert_type(
+        jnp.maximum(biased, jnp.zeros_like(biased)) << _MANTISSA_BITS, jnp.float32
+    )
 
 
 def _wide_encode(score: Array, scale: Array) -> Wide:
@@ -224,20 +233,28 @@ def _wide_tidy(number: Wide) -> Wide:
 
 def _wide_plus(*terms: Wide) -> Wide:
     largest = functools.reduce(jnp.maximum, (term.exponent for term in terms))
-    scaled = (term.mantissa * _power_of_two(term.exponent - largest) for term in terms)
+    nothing = largest - _BIAS
+    scaled = (term.mantissa * _power_of_two(term.exponent, nothing) for term in terms)
     return Wide(functools.reduce(jnp.add, scaled), largest)
 
 
 def _wide_sum(terms: Wide) -> Wide:
     largest = jnp.max(terms.exponent, axis=-1)
-    scaled = terms.mantissa * _power_of_two(terms.exponent - largest[..., None])
+    nothing = (largest - _BIAS)[..., None]
+    scaled = terms.mantissa * _power_of_two(terms.exponent, nothing)
     return Wide(jnp.sum(scaled, axis=-1), largest)
 
 
 def _wide_share(a: Wide, b: Wide, total: Wide) -> Array:
-    exponent = jnp.maximum(a.exponent + b.exponent, ZERO) - total.exponent
-    mantissa = a.mantissa * b.mantissa / total.mantissa
-    return mantissa * _power_of_two(jnp.minimum(exponent, _BIAS))
+    both = _wide_times(a, b)
+    exponent = jnp.minimum(both.exponent - total.exponent, _BIAS)
+    return both.mantissa / total.mantissa * _power_of_two(exponent)
+
+
+def _wide_over(a: Wide, b: Wide) -> Wide:
+    exponent = a.exponent - b.exponent
+    zero = jnp.full_like(exponent, ZERO)
+    return Wide(a.mantissa / b.mantissa, jnp.where(a.exponent > SMALLEST, exponent, zero))
 
 
 WIDE = Semiring(
@@ -250,5 +267,6 @@ WIDE = Semiring(
     decode=_wide_decode,
     tidy=_wide_tidy,
     share=_wide_share,
+    over=_wide_over,
 )
 """Sums over paths, exact to float32 at any magnitude; not differentiable."""

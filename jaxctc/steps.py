@@ -40,17 +40,48 @@ class Frame(NamedTuple):
     is_frame: Bool[Array, "*B 1"]
 
 
+class Axes(NamedTuple):
+    """Which axis of states and emissions lies innermost: that of the labels, `[*B, N]` and
+    `[*B, F, N]`, or the last one of the batch, with all others before it."""
+
+    examples_last: bool = False
+
+    @property
+    def labels(self) -> int:
+        """The axis of the labels, counted from the last one."""
+        return -2 if self.examples_last else -1
+
+    @property
+    def frames(self) -> int:
+        """The axis of the frames, likewise."""
+        return self.labels - 1
+
+    def arranged(self, part: Array, behind: int) -> Array:
+        """An array that comes with so many axes behind those of the batch."""
+        return jnp.moveaxis(part, -1 - behind, -1) if self.examples_last else part
+
+    def restored(self, part: Array, behind: int) -> Array:
+        """The same, the other way round."""
+        return jnp.moveaxis(part, -1, -1 - behind) if self.examples_last else part
+
+
+LABELS_LAST = Axes()
+
+
 class Pass(NamedTuple):
     """What differs between the two directions."""
 
     pad: tuple[int, int]
     """Puts beside each blank the label that a path enters it from."""
     near: slice
-    """For each label, the blank that a path enters it from."""
+    """For each label, the blank that a path enters it from; with `pad`, the label next to it."""
+    itself: slice
+    """With `pad`, the label itself."""
     can_skip: Bool[Array, "*B N"]
     """Whether the label may be entered from the next one, too."""
     label_loop: bool
     """Whether it may be entered from itself."""
+    axes: Axes
 
 
 def with_a_frame(lattice: Lattice) -> Lattice:
@@ -75,46 +106,24 @@ def with_a_frame(lattice: Lattice) -> Lattice:
     )
 
 
-def passes(lattice: Lattice) -> tuple[Pass, Pass]:
+def passes(lattice: Lattice, axes: Axes = LABELS_LAST) -> tuple[Pass, Pass]:
     """Forward and backward."""
     nothing = jnp.zeros_like(lattice.can_skip[..., :1])
     after = jnp.concatenate([lattice.can_skip[..., 1:], nothing], axis=-1)
     after = after[..., : lattice.can_skip.shape[-1]]  # without labels, nothing to skip either
+    before, after = (axes.arranged(part, 1) for part in (lattice.can_skip, after))
+    all_but_last, all_but_first = slice(None, -1), slice(1, None)
     return (
-        Pass((1, 0), slice(None, -1), lattice.can_skip, lattice.label_loop),
-        Pass((0, 1), slice(1, None), after, lattice.label_loop),
+        Pass((1, 0), all_but_last, all_but_first, before, lattice.label_loop, axes),
+        Pass((0, 1), all_but_first, all_but_last, after, lattice.label_loop, axes),
     )
-
-
-def with_mirror_image(lattice: Lattice) -> Lattice:
-    """A lattice beside itself with its labels in reverse: what belongs to labels is stacked.
-
-    A step forward through the image is one backward through the lattice, so that one step goes both
-    ways. Frames are neither copied nor reversed; whoever asks for some says which for each.
-    """
-
-    wildcards = lattice.wildcards
-    if wildcards is not None:
-        in_gap = _beside(wildcards.in_gap, wildcards.in_gap)
-        wildcards = wildcards._replace(in_gap=in_gap)
-    forward, backward = passes(lattice)
-    return lattice._replace(
-        columns=_beside(lattice.columns, lattice.columns),
-        is_label=_beside(lattice.is_label, lattice.is_label),
-        can_skip=_beside(forward.can_skip, backward.can_skip),
-        wildcards=wildcards,
-    )
-
-
-def _beside(part: Array, mirrored: Array) -> Array:
-    return jnp.stack([part, jnp.flip(mirrored, -1)])
 
 
 def virtual_row(place: Int[Array, "*B"], lattice: Lattice, semiring: Semiring) -> States:
     """Weight one in one blank of each example."""
     labels, dtype = lattice.can_skip.shape[-1], lattice.scales.dtype
-    label = _full(semiring.zero, place, lattice.can_skip.shape, dtype)
-    blank = _full(semiring.zero, place, (*place.shape, labels + 1), dtype)
+    label = _full(semiring.zero, place, labels, dtype)
+    blank = _full(semiring.zero, place, labels + 1, dtype)
     here = ~lengths_to_paddings(place + 1, labels + 1) & lengths_to_paddings(place, labels + 1)
     return States(where(here, semiring.one, blank), label)
 
@@ -134,6 +143,7 @@ def frames_at(
     counts: Bool[Array, "*D F"],
     scores: Float[Array, "... F N"],
     semiring: Semiring,
+    axes: Axes = LABELS_LAST,
 ) -> Frame:
     """The emissions of some frames, an axis of them before that of the labels.
 
@@ -143,7 +153,7 @@ def frames_at(
 
     def at(rows: Array) -> Array:
         found = rows.at[frames].get(mode="promise_in_bounds")
-        return jnp.moveaxis(found, frames.ndim - 1, -1)[..., None]
+        return axes.arranged(jnp.moveaxis(found, frames.ndim - 1, -1)[..., None], 2)
 
     scale = at(lattice.scales)
     blank = semiring.encode(at(lattice.blank_scores), scale)
@@ -153,18 +163,21 @@ def frames_at(
         wildcard = semiring.encode(at(wildcards.scores), scale)
         either = semiring.plus(blank, wildcard)
         absorbed = share_of(wildcard, either, semiring)
-        in_gap = wildcards.in_gap[..., None, :]
+        in_gap = axes.arranged(wildcards.in_gap[..., None, :], 2)
         blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
     batch = range(frames.ndim - 1, frames.ndim + lattice.is_frame.ndim - 2)
-    is_frame = at(lattice.is_frame) & jnp.expand_dims(counts, batch)[..., None]
+    counts = axes.arranged(jnp.expand_dims(counts, batch)[..., None], 2)
+    is_frame = at(lattice.is_frame) & counts
     return lax.optimization_barrier(Frame(blank, label, absorbed, is_frame))
 
 
-def frame_of(block: Frame, place: Int[Array, ""]) -> Frame:
+def frame_of(block: Frame, place: Int[Array, ""], axes: Axes = LABELS_LAST) -> Frame:
     """Indexed here and not by the scan, whose slices would be copies."""
-    return jax.tree.map(
-        lambda part: lax.dynamic_index_in_dim(part, place, -2, keepdims=False), block
-    )
+
+    def at(part: Array) -> Array:
+        return lax.dynamic_index_in_dim(part, place, part.ndim + axes.frames, keepdims=False)
+
+    return jax.tree.map(at, block)
 
 
 def predecessors(
@@ -174,9 +187,48 @@ def predecessors(
 
     In the order blank 0, label 0, blank 1, … that is no step back, one, and for labels two.
     """
-    # Read at two places below: XLA:CPU would decide at each entry which side of the seam it is on.
-    beside = lax.optimization_barrier(_pad(states.label, direction.pad, semiring))
-    near = jax.tree.map(lambda part: part[..., direction.near], (states.blank, beside))
+    return _ways(*_beside_blanks(states, direction, semiring), direction, semiring)
+
+
+def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
+    """The states one step further, before the emission of the frame."""
+    return States(*(semiring.plus(*ways) for ways in predecessors(states, direction, semiring)))
+
+
+def emit(states: States, arrived: States, frame: Frame, semiring: Semiring) -> States:
+    """The states of a frame, tidied; a padded one keeps those before it.
+
+    XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
+    of. The barriers have the results computed once, for the next step and for the stored row.
+    """
+    emitted = lax.optimization_barrier(_times(arrived, frame, semiring))
+    emitted = States(*map(semiring.tidy, emitted))
+    return lax.optimization_barrier(_kept(states, emitted, frame))
+
+
+def advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -> States:
+    """One frame on, for `UNTIDY` frames at most before the states are tidied.
+
+    Labels are read from a copy, so that what they become can be written where they were.
+    """
+    states, beside = _beside_blanks(states, direction, semiring)
+    ways = _ways(states, beside, direction, semiring)
+    arrived = States(*(semiring.plus(*terms) for terms in ways))
+    return _kept(states, _times(arrived, frame, semiring), frame)
+
+
+def _beside_blanks(states: States, direction: Pass, semiring: Semiring) -> tuple[States, Number]:
+    """The labels, each beside the blank that a path enters from it; and the states, read there."""
+    # Read at several places: XLA:CPU would decide at each entry which side of the seam it is on.
+    beside = lax.optimization_barrier(_pad(states.label, direction, semiring))
+    itself = _cut(beside, direction.itself, direction)
+    return States(states.blank, itself), beside
+
+
+def _ways(
+    states: States, beside: Number, direction: Pass, semiring: Semiring
+) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
+    near = _cut((states.blank, beside), direction.near, direction)
     skipped = where(~direction.can_skip, semiring.zero, near[1])
     itself = states.label
     if not direction.label_loop:
@@ -184,43 +236,35 @@ def predecessors(
     return (states.blank, beside), (itself, near[0], skipped)
 
 
-def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
-    """The states one step further, before the emission of the frame."""
-    blank, label = predecessors(states, direction, semiring)
-    return States(semiring.plus(*blank), semiring.plus(*label))
-
-
-def emit(
-    states: States, arrived: States, frame: Frame, semiring: Semiring, *, tidy: bool = True
-) -> States:
-    """The states of a frame; a padded one keeps those before it.
-
-    XLA:CPU gives every array a loop of its own, and in it computes anew whatever the array is made
-    of. The barrier has the result computed once, for the next step and for the stored row.
-    """
-    emitted = States(
+def _times(arrived: States, frame: Frame, semiring: Semiring) -> States:
+    return States(
         semiring.times(arrived.blank, frame.blank), semiring.times(arrived.label, frame.label)
     )
-    if tidy:
-        emitted = States(*map(semiring.tidy, lax.optimization_barrier(emitted)))
+
+
+def _kept(states: States, emitted: States, frame: Frame) -> States:
+    """A padded frame keeps what was before it."""
     is_frame = frame.is_frame
-    kept = jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
-    return lax.optimization_barrier(kept)
+    return jax.tree.map(lambda new, old: jnp.where(is_frame, new, old), emitted, states)
 
 
-def advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -> States:
-    """One frame on, for `UNTIDY` frames at most before the states are tidied."""
-    return emit(states, arrive(states, direction, semiring), frame, semiring, tidy=False)
-
-
-def _pad(number: Number, pad: tuple[int, int], semiring: Semiring) -> Number:
+def _pad(number: Number, direction: Pass, semiring: Semiring) -> Number:
     """Not by `.at[].set`, which XLA:CPU can miscompile (openxla/xla#49176)."""
+    axis = direction.axes.labels
 
     def one(part: Array, zero: float | int) -> Array:
-        edges = [jnp.full((*part.shape[:-1], width), zero, part.dtype) for width in pad]
-        return jnp.concatenate([edges[0], part, edges[1]], axis=-1)
+        edges = [list(part.shape) for _ in direction.pad]
+        for edge, width in zip(edges, direction.pad, strict=True):
+            edge[axis] = width
+        before, behind = (jnp.full(edge, zero, part.dtype) for edge in edges)
+        return jnp.concatenate([before, part, behind], axis=axis)
 
     return jax.tree.map(one, number, semiring.zero)
+
+
+def _cut(number: Number, part: slice, direction: Pass) -> Number:
+    behind = [slice(None)] * (-1 - direction.axes.labels)
+    return jax.tree.map(lambda array: array[(..., part, *behind)], number)
 
 
 def where(condition: Array, constant: Number, number: Number) -> Number:
@@ -232,13 +276,14 @@ def where(condition: Array, constant: Number, number: Number) -> Number:
     )
 
 
-def _full(constant: Number, like: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Number:
+def _full(constant: Number, like: Array, states: int, dtype: jnp.dtype) -> Number:
     """A constant of the semiring as an array: integers are exponents, the rest is `dtype`.
 
-    It is on the devices that `like` is on.
+    It is on the devices that `like` is on, and spread over them as that is.
     """
 
     def one(value: float | int) -> Array:
-        return jnp.full_like(like, value, jnp.int32 if isinstance(value, int) else dtype, shape)
+        constant = jnp.full_like(like, value, jnp.int32 if isinstance(value, int) else dtype)
+        return jnp.broadcast_to(constant[..., None], (*like.shape, states))
 
     return jax.tree.map(one, constant)

@@ -75,17 +75,20 @@ def assert_equal(ours, theirs):
 
 class TestBatches:
     @pytest.mark.parametrize(
-        ("classes", "labels", "axes"),
+        ("classes", "labels", "examples", "axes"),
         [
-            (40, 48, {"batch": 4, "vocab": 2}),
-            (40, 6, {"batch": 8}),
-            (4000, 6, {"batch": 4, "vocab": 2}),
+            (40, 48, 8, {"batch": 4, "vocab": 2}),
+            (40, 6, 8, {"batch": 8}),
+            (40, 6, 32, {"batch": 8}),
+            (5, 6, 32, {"batch": 8}),
+            (4000, 6, 8, {"batch": 4, "vocab": 2}),
         ],
         ids=str,
     )
-    def test_devices_exchange_the_mean_and_nothing_else(self, classes, labels, axes, rng):
-        """Fewer classes than labels, and more; along "vocab", all devices have the same."""
-        arguments = batch(rng, classes, labels)
+    def test_devices_exchange_the_mean_and_nothing_else(self, classes, labels, examples, axes, rng):
+        """Fewer classes than labels, and more, with either innermost (`jaxctc.blocks.axes_of`);
+        along "vocab", all devices have the same."""
+        arguments = batch(rng, classes, labels, examples)
         spread = jax.device_put(arguments, NamedSharding(mesh(**axes), P("batch")))
         compiled = step.lower(*spread).compile()
         assert set(exchanged(compiled)) == {("all-reduce", ())}

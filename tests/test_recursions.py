@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from jaxprs import scans
 from oracles import assert_close
 
-from jaxctc import _checks, ctc_loss, ctc_loss_with_forward_probs, recursions
-from jaxctc.lattice import build_lattice, sum_by_class
+from jaxctc import _checks, blocks, ctc_loss, ctc_loss_with_forward_probs, posteriors, recursions
+from jaxctc.lattice import build_lattice
 from jaxctc.recursions import rows, shares, total
 from jaxctc.scores import Reading
 from jaxctc.semirings import LOG, MAX, WIDE
+from jaxctc.steps import Axes
 
 ARGUMENTS = (jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None)
 # Of half the input: three blocks of 12 are one frame more than the half of 70.
@@ -33,19 +34,14 @@ def test_loss_alone_is_one_pass_over_half_the_frames_without_stored_rows():
     assert len(found[0].outvars) == found[0].params["num_carry"]
 
 
-@pytest.mark.parametrize(
-    ("kept", "second"), [(recursions.KEPT, [FRAMES]), (0, [FRAMES, FRAMES])], ids=["rows", "starts"]
-)
-def test_loss_and_gradient_are_two_passes_over_half_the_frames(kept, second, monkeypatch):
-    monkeypatch.setattr(recursions, "KEPT", kept)
+def test_loss_and_gradient_are_two_passes_over_half_the_frames_and_one_more():
+    """Forward, and for each block on the way back the forward pass again and the backward one."""
 
     def loss(logits):
         return ctc_loss(logits, *ARGUMENTS[1:]).sum()
 
-    jax.clear_caches()
     found = scans(jax.make_jaxpr(jax.value_and_grad(loss))(ARGUMENTS[0]).jaxpr)
-    assert lengths(found) == [BLOCKS, FRAMES, BLOCKS, *second]
-    jax.clear_caches()
+    assert lengths(found) == [BLOCKS, FRAMES, BLOCKS, FRAMES, FRAMES]
 
 
 def lattice_of(logits, no_frame, labels, no_label):
@@ -96,29 +92,24 @@ def test_both_passes_and_the_middle_agree(seed, scale):
     np.testing.assert_allclose(backward, middle, rtol=1e-6, atol=1e-6)
 
 
-@functools.partial(jax.jit, static_argnames=("semiring", "kept"))
-def totals_and_shares(arguments, semiring, kept=recursions.KEPT):
+@functools.partial(jax.jit, static_argnames=("semiring", "examples_last"))
+def totals_and_shares(arguments, semiring, examples_last):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recursions, "KEPT", kept)
-        return _totals_and_shares(arguments, semiring)
-
-
-def _totals_and_shares(arguments, semiring):
-    lattice = lattice_of(*arguments)
-    whole, parts = shares(lattice, semiring)
-    counts = lattice.is_frame.T & (semiring.decode(whole) > -jnp.inf)[:, None]
-    return semiring.decode(whole), jnp.where(
-        counts[..., None], parts.label, jnp.zeros_like(parts.label)
-    )
+        for module in (blocks, recursions):
+            patch.setattr(module, "axes_of", lambda lattice: Axes(examples_last))
+        whole, parts = shares(lattice_of(*arguments), semiring)
+        return semiring.decode(whole), parts.label
 
 
 def assert_wide_agrees_with_log_in_float64(batch):
-    ours = totals_and_shares(batch, WIDE)
+    """Whichever axis lies innermost."""
     with jax.enable_x64(True):
         logits, *rest = batch
-        truth = totals_and_shares((logits.astype(np.float64), *rest), LOG)
-    np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
+        truth = totals_and_shares((logits.astype(np.float64), *rest), LOG, True)
+    for examples_last in (False, True):
+        ours = totals_and_shares(batch, WIDE, examples_last)
+        np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
 
 
 @given(**cases)
@@ -131,12 +122,67 @@ def test_every_frame_is_in_one_block(frames):
     assert_wide_agrees_with_log_in_float64(random_batch(frames, 1, frames))
 
 
-@pytest.mark.parametrize("semiring", [LOG, WIDE], ids=["LOG", "WIDE"])
-def test_rows_computed_again_are_those_kept(semiring):
-    batch = random_batch(7, 3, 70)
-    kept, again = (totals_and_shares(batch, semiring, kept) for kept in (recursions.KEPT, 0))
-    for one, other in zip(kept, again, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"wildcard_id": 5}, {"label_loop": False}, {"logits_normalized": True}],
+    ids=["plain", "wildcard", "no-loop", "normalized"],
+)
+def test_examples_side_by_side_are_what_they_are_alone(options, rng):
+    """Few labels of many examples are laid out in another way (`jaxctc.blocks.axes_of`)."""
+    batch, frames, labels = (2, 16), 41, 6  # the halves overlap
+    logits = rng.normal(size=(*batch, frames, 5)).astype(np.float32)
+    logits[0, 3, 7, 2] = np.nan
+    rest = (
+        rng.random((*batch, frames)) < 0.3,
+        rng.integers(1, 6 if "wildcard_id" in options else 5, (*batch, labels)),
+        rng.random((*batch, labels)) < 0.3,
+    )
+    rest[0][0, 5, 2:] = True  # infeasible, most likely
+    weights = jnp.asarray(rng.normal(size=(*batch, frames, labels)), jnp.float32)
+
+    def alone(logits, weights, *rest):
+        loss = functools.partial(ctc_loss, **options)
+        share = functools.partial(posteriors, **options)
+
+        def weighed(logits):
+            return jnp.sum(share(logits, *rest).label * weights)
+
+        value, gradient = jax.value_and_grad(lambda logits: jnp.sum(loss(logits, *rest)))(logits)
+        return loss(logits, *rest), value, gradient, jax.grad(weighed)(logits)
+
+    together = jax.jit(alone)(logits, weights, *rest)
+    one_by_one = jax.jit(jax.vmap(jax.vmap(alone)))(logits, weights, *rest)
+    for ours, theirs in zip(together[::2], one_by_one[::2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+    assert np.isinf(together[0]).any()
+    assert np.isfinite(together[0]).any()
+    np.testing.assert_allclose(together[3], one_by_one[3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "labels", "innermost"),
+    [
+        ((16,), 24, "examples"),
+        ((1, 128), 1, "examples"),
+        ((16,), 25, "labels"),
+        ((15,), 3, "labels"),
+        ((16, 2), 3, "labels"),
+        ((16,), 0, "labels"),
+        ((), 3, "labels"),
+    ],
+)
+def test_few_labels_of_many_examples_lie_side_by_side(batch, labels, innermost):
+    ids = jnp.ones((*batch, labels), jnp.int32)
+    axes = blocks.axes_of(lattice_of(jnp.zeros((*batch, 3, 4)), None, ids, None))
+    assert axes.examples_last == (innermost == "examples")
+
+
+@pytest.mark.parametrize("labels", [1, 15, 17])
+def test_labels_are_filled_up_to_whole_vectors(labels):
+    lattice = lattice_of(jnp.zeros((3, 4)), None, jnp.ones(labels, jnp.int32), None)
+    pair, width = blocks.pair_of(lattice), 16 if labels < 16 else 24
+    assert pair.can_skip.shape == pair.columns.shape == (2, width)
+    assert pair.is_label.sum() == 2 * labels
 
 
 def test_labels_are_folded_to_classes_by_the_way():
@@ -145,8 +191,7 @@ def test_labels_are_folded_to_classes_by_the_way():
     @jax.jit
     def both(logits):
         lattice = lattice_of(logits, no_frame, labels, no_label)
-        fold = functools.partial(sum_by_class, labels=lattice.labels, classes=5)
-        return shares(lattice, WIDE)[1].label, shares(lattice, WIDE, fold)[1].label, lattice.labels
+        return shares(lattice, WIDE)[1].label, shares(lattice, WIDE, 5)[1].label, lattice.labels
 
     by_label, by_class, packed = both(logits)
     is_class = np.asarray(packed)[..., None] == np.arange(5)
@@ -196,6 +241,15 @@ def test_long_narrow_rows_are_stored_right():
         assert_close(in_blank[:, 1], np.log(t * (t - 1) / 2), rtol=1e-5)
     np.testing.assert_array_equal(in_blank[:, 0], 0)
     assert_close(loss, -np.log(frames * (frames + 1) / 2), rtol=1e-5)
+
+
+def test_shares_of_a_total_near_the_smallest():
+    """The weights of beginnings and of endings both have what the only frame costs: a sum of more
+    nats than there may be."""
+    logits, labels = jnp.array([[0, -5e8]]), jnp.array([1])
+    loss, gradient = jax.value_and_grad(ctc_loss)(logits, None, labels, None)
+    assert loss == 5e8
+    assert gradient.tolist() == [[1, -1]]
 
 
 @pytest.mark.usefixtures("x64")

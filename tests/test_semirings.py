@@ -72,6 +72,19 @@ def test_share(semiring):
     assert semiring.share(constant(semiring.zero), b, total) == 0
 
 
+@each
+@given(a=values, b=values)
+def test_over_undoes_times(semiring, a, b):
+    zero = constant(semiring.zero)
+    a, b = (number(semiring, value) for value in (a, b))
+    product = semiring.times(a, b)
+    if semiring.decode(product) == -jnp.inf:
+        assert semiring.decode(semiring.over(zero, b)) == -jnp.inf
+    else:
+        found = semiring.decode(semiring.over(product, b))
+        np.testing.assert_allclose(found, semiring.decode(a), rtol=1e-5, atol=1e-6)
+
+
 def test_gradient_of_log_plus_is_each_terms_share():
     with jax.debug_nans(True):
         gradient = jax.vmap(jax.grad(lambda terms: LOG.plus(*terms)))(jnp.asarray(TRIPLES))
