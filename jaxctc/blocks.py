@@ -100,11 +100,12 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, pair: Lattice) -> "Blocks":
-        """Equal ones that overlap the least; of those that do, the fewest."""
+        """Equal ones, at most half as many again as have to be, that overlap the least."""
         frames = pair.is_frame.shape[0]
         half = -(-frames // 2)
         fewest = -(-half // UNTIDY)
-        number = min(range(fewest, 2 * fewest), key=lambda number: number * -(-half // number))
+        numbers = range(fewest, fewest + -(-fewest // 2))
+        number = min(numbers, key=lambda number: number * -(-half // number))
         return cls(frames, number, -(-half // number), axes_of(pair))
 
     @property
