@@ -14,6 +14,7 @@ What lies innermost in an array is what processors compute in vectors: the label
 examples with few labels, the examples (`jaxctc.steps.Axes`, `axes_of`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -37,18 +38,9 @@ def pair_of(lattice: Lattice) -> Lattice:
     nor reversed; whoever asks for some says which for each.
     """
     lattice = _in_whole_vectors(with_a_frame(lattice))
-    wildcards = lattice.wildcards
-    if wildcards is not None:
-        in_gap = _beside(wildcards.in_gap, wildcards.in_gap)
-        wildcards = wildcards._replace(in_gap=in_gap)
     forward, backward = passes(lattice)
-    return lattice._replace(
-        columns=_beside(lattice.columns, lattice.columns),
-        labels=_beside(lattice.labels, lattice.labels),
-        is_label=_beside(lattice.is_label, lattice.is_label),
-        can_skip=_beside(forward.can_skip, backward.can_skip),
-        wildcards=wildcards,
-    )
+    pair = _with_labels(lattice, lambda part: _beside(part, part))
+    return pair._replace(can_skip=_beside(forward.can_skip, backward.can_skip))
 
 
 def axes_of(lattice: Lattice) -> Axes:
@@ -71,14 +63,19 @@ def _in_whole_vectors(lattice: Lattice) -> Lattice:
     def filled(part: Array) -> Array:
         return jnp.concatenate([part, jnp.zeros_like(part, shape=(*part.shape[:-1], more))], -1)
 
+    return _with_labels(lattice, filled)
+
+
+def _with_labels(lattice: Lattice, change: Callable[[Array], Array]) -> Lattice:
+    """A lattice with everything changed that has an axis of labels or gaps."""
     wildcards = lattice.wildcards
     if wildcards is not None:
-        wildcards = wildcards._replace(in_gap=filled(wildcards.in_gap))
+        wildcards = wildcards._replace(in_gap=change(wildcards.in_gap))
     return lattice._replace(
-        columns=filled(lattice.columns),
-        labels=filled(lattice.labels),
-        is_label=filled(lattice.is_label),
-        can_skip=filled(lattice.can_skip),
+        columns=change(lattice.columns),
+        labels=change(lattice.labels),
+        is_label=change(lattice.is_label),
+        can_skip=change(lattice.can_skip),
         wildcards=wildcards,
     )
 

@@ -192,7 +192,7 @@ def predecessors(
 
 def arrive(states: States, direction: Pass, semiring: Semiring) -> States:
     """The states one step further, before the emission of the frame."""
-    return States(*(semiring.plus(*ways) for ways in predecessors(states, direction, semiring)))
+    return _arrived(*_beside_blanks(states, direction, semiring), direction, semiring)
 
 
 def emit(states: States, arrived: States, frame: Frame, semiring: Semiring) -> States:
@@ -212,8 +212,7 @@ def advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -
     Labels are read from a copy, so that what they become can be written where they were.
     """
     states, beside = _beside_blanks(states, direction, semiring)
-    ways = _ways(states, beside, direction, semiring)
-    arrived = States(*(semiring.plus(*terms) for terms in ways))
+    arrived = _arrived(states, beside, direction, semiring)
     return _kept(states, _times(arrived, frame, semiring), frame)
 
 
@@ -234,6 +233,11 @@ def _ways(
     if not direction.label_loop:
         itself = jax.tree.map(jnp.full_like, itself, semiring.zero)
     return (states.blank, beside), (itself, near[0], skipped)
+
+
+def _arrived(states: States, beside: Number, direction: Pass, semiring: Semiring) -> States:
+    ways = _ways(states, beside, direction, semiring)
+    return States(*(semiring.plus(*terms) for terms in ways))
 
 
 def _times(arrived: States, frame: Frame, semiring: Semiring) -> States:

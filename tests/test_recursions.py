@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import EDGES
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxprs import scans
@@ -140,23 +141,45 @@ def test_examples_side_by_side_are_what_they_are_alone(options, rng):
     rest[0][0, 5, 2:] = True  # infeasible, most likely
     weights = jnp.asarray(rng.normal(size=(*batch, frames, labels)), jnp.float32)
 
-    def alone(logits, weights, *rest):
+    def of(logits, weights, *rest):
         loss = functools.partial(ctc_loss, **options)
         share = functools.partial(posteriors, **options)
 
         def weighed(logits):
             return jnp.sum(share(logits, *rest).label * weights)
 
-        value, gradient = jax.value_and_grad(lambda logits: jnp.sum(loss(logits, *rest)))(logits)
-        return loss(logits, *rest), value, gradient, jax.grad(weighed)(logits)
+        gradient = jax.grad(lambda logits: jnp.sum(loss(logits, *rest)))(logits)
+        values = loss(logits, *rest), gradient, share(logits, *rest)
+        return values, jax.grad(weighed)(logits)
 
-    together = jax.jit(alone)(logits, weights, *rest)
-    one_by_one = jax.jit(jax.vmap(jax.vmap(alone)))(logits, weights, *rest)
-    for ours, theirs in zip(together[::2], one_by_one[::2], strict=True):
+    together, slope = jax.jit(of)(logits, weights, *rest)
+    one_by_one, its_slope = jax.jit(jax.vmap(jax.vmap(of)))(logits, weights, *rest)
+    for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(one_by_one), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
     assert np.isinf(together[0]).any()
     assert np.isfinite(together[0]).any()
-    np.testing.assert_allclose(together[3], one_by_one[3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(slope, its_slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", EDGES, ids=[case.name for case in EDGES])
+def test_nothing_side_by_side_is_what_it_is_alone(case):
+    """The other awkward cases are so many that their batch in test_loss.py is laid out like this."""
+    logits, *rest = case.arguments
+    sixteen = [a if a is None else np.broadcast_to(a, (16, *a.shape)) for a in (logits, *rest)]
+    own = loss_and_gradient(logits, *rest, blank_id=case.blank_id)
+    together = loss_and_gradient(*sixteen, blank_id=case.blank_id)
+    for one, many in zip(own, together, strict=True):
+        np.testing.assert_allclose(many, np.broadcast_to(one, many.shape), rtol=1e-5, atol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnames="blank_id")
+def loss_and_gradient(logits, *rest, blank_id):
+    def total(logits):
+        losses = ctc_loss(logits, *rest, blank_id=blank_id)
+        return jnp.sum(losses), losses
+
+    (_, losses), gradient = jax.value_and_grad(total, has_aux=True)(logits)
+    return losses, gradient
 
 
 @pytest.mark.parametrize(
