@@ -163,7 +163,7 @@ def test_examples_side_by_side_are_what_they_are_alone(options, rng):
 
 @pytest.mark.parametrize("case", EDGES, ids=[case.name for case in EDGES])
 def test_nothing_side_by_side_is_what_it_is_alone(case):
-    """The other awkward cases are so many that their batch in test_loss.py is laid out like this."""
+    """The other awkward cases make a batch in test_loss.py that is laid out like this."""
     logits, *rest = case.arguments
     sixteen = [a if a is None else np.broadcast_to(a, (16, *a.shape)) for a in (logits, *rest)]
     own = loss_and_gradient(logits, *rest, blank_id=case.blank_id)
