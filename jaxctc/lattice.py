@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
+from jaxctc.gathers import read_frames
 from jaxctc.padding import (
     is_emittable,
     is_repeat,
@@ -139,15 +140,8 @@ def frame_scores(lattice: Lattice, first: Int[Array, "*D"], frames: int) -> Floa
     if single:
         first, columns = first[None], columns[None]
 
-    @functools.partial(jnp.vectorize, signature="(t,k),(d,n)->(d,f,n)")
-    def one(scores, labels):
-        # Written for one example, the gather keeps a sharded batch where it is. A column of frames
-        # at a time, because XLA:CPU works out anew for every slice where it starts.
-        places = jnp.stack([jnp.broadcast_to(first[:, None], labels.shape), labels], axis=-1)
-        column = lax.GatherDimensionNumbers((1,), (1,), (0, 1))
-        return lax.gather(scores, places, column, (frames, 1), mode="promise_in_bounds")
-
-    scores = jnp.moveaxis(one(lattice.scores, jnp.moveaxis(columns, 0, -2)), -3, 0)
+    columns = jnp.moveaxis(columns, 0, -2)
+    scores = jnp.moveaxis(read_frames(lattice.scores, first, columns, frames), -3, 0)
     # XLA:CPU would not vectorise what it computes along with a gather.
     scores = widen(lax.optimization_barrier(scores[0] if single else scores))
     return jnp.where(lattice.is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
