@@ -218,10 +218,20 @@ def advance(states: States, direction: Pass, frame: Frame, semiring: Semiring) -
 
 def _beside_blanks(states: States, direction: Pass, semiring: Semiring) -> tuple[States, Number]:
     """The labels, each beside the blank that a path enters from it; and the states, read there."""
-    # Read at several places: XLA:CPU would decide at each entry which side of the seam it is on.
-    beside = lax.optimization_barrier(_pad(states.label, direction, semiring))
+    beside = _made_once_on_cpu(_pad(states.label, direction, semiring))
     itself = _cut(beside, direction.itself, direction)
     return States(states.blank, itself), beside
+
+
+def _made_once_on_cpu(number: Number) -> Number:
+    """What is read at several places.
+
+    XLA:CPU would decide at each entry of each of them which side of the seam it is on. On a TPU
+    a barrier costs an eighth of the loss, by the compiler's estimate.
+    """
+    return lax.platform_dependent(
+        number, cpu=lax.optimization_barrier, default=lambda number: number
+    )
 
 
 def _ways(
