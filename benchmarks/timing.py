@@ -130,8 +130,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="both, grad (loss and gradient) or loss (alone); default: both",
     )
     parser.add_argument("--repeats", type=positive, default=15, help="rounds (default: 15)")
-    parser.add_argument("--json", type=_file, help="also write all figures to this file")
-    parser.add_argument("--png", type=_file, help="also draw them")
+    parser.add_argument("--json", type=file_to_write, help="also write all figures to this file")
+    parser.add_argument("--png", type=file_to_write, help="also draw them")
 
 
 def positive(text: str) -> int:
@@ -141,7 +141,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _file(text: str) -> Path:
+def file_to_write(text: str) -> Path:
     """Whether there can be such a file is found out before anything is measured."""
     path = Path(text)
     try:

@@ -79,7 +79,7 @@ from jaxctc.posteriors import (
 )
 from jaxctc.prefixes import Prefixes
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 __all__ = [
     "Alignment",

@@ -15,16 +15,22 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 
-@functools.partial(jnp.vectorize, signature="(t,k),(d),(d,n)->(d,f,n)", excluded=(3,))
 def read_frames(
-    scores: Float[Array, "T K"], first: Int[Array, "D"], columns: Int[Array, "D N"], frames: int
-) -> Float[Array, "D F N"]:
+    scores: Float[Array, "*B T K"],
+    first: Int[Array, "D"],
+    columns: Int[Array, "*B D N"],
+    frames: int,
+) -> Float[Array, "*B D F N"]:
     """The scores in some columns, in as many frames from each first one on.
 
     Frames and columns must exist. Written for one example, so that a sharded batch stays where it
     is.
     """
-    return _read(frames, scores, first, columns)
+    one = jnp.vectorize(
+        lambda scores, columns: _read(frames, scores, first, columns),
+        signature="(t,k),(d,n)->(d,f,n)",
+    )
+    return one(scores, columns)
 
 
 # A rule of its own, because JAX would transpose the gather that gives values.

@@ -1,0 +1,232 @@
+"""What TPUs and GPUs would run, compiled for them without one: loops, costs, memory, exchanges.
+
+Every program of `benchmarks.programs` is compiled for a TPU v5e and an H100, and held to
+`ahead_of_time.json`, which is written by
+
+    python -m benchmarks.accelerators --programs all --shapes char,bpe1k \\
+        --json tests/ahead_of_time.json
+
+Estimates hold for the versions of the compilers that stand there; with others, only loops, dtypes
+and exchanges are checked. libtpu takes a lock, so all tests for TPUs are in one class, which one
+worker runs.
+"""
+
+import inspect
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import jaxctc
+from benchmarks import ahead_of_time
+from benchmarks.accelerators import programs_of, versions
+from benchmarks.programs import Sizes, programs
+from benchmarks.shapes import SHAPES
+
+IS_INSTALLED = all(map(ahead_of_time.is_installed, ("v5e", "h100")))
+pytestmark = [
+    pytest.mark.ahead_of_time,
+    pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra `aot`"),
+]
+
+RECORD = json.loads(Path(__file__).with_name("ahead_of_time.json").read_text())
+RECORDED = {
+    (row["target"], row["shape"], row["library"], row["program"]): row for row in RECORD["programs"]
+}
+COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+
+EVERY_PROGRAM = sorted(programs(Sizes(*SHAPES["char"].sizes)))
+EVERY_SHARDED_PROGRAM = [
+    "ctc_loss, gradient of the mean",
+    "ctc_loss (vocab_axis_name), gradient of the mean",
+    "error_counts",
+    "forced_align",
+    "greedy_decode",
+    "posteriors",
+]
+ALL_REDUCES = {
+    "ctc_loss, gradient of the mean": 1,
+    # The largest logit; the sums of exponentials, with the scores of blank and labels; the mean.
+    "ctc_loss (vocab_axis_name), gradient of the mean": 3,
+}
+"""Everything that devices exchange: the caller's own mean, and what spread classes need."""
+# Chosen per platform when a program is lowered, so looked at on more kinds of TPU and GPU.
+TUNED = ("ctc_loss", "ctc_loss, gradient", "ctc_loss, Hessian product")
+SLACK = 1.05
+MEGABYTE = 2**20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_the_cpu():
+    ahead_of_time.stay_on_the_cpu()
+
+
+def is_same_compiler():
+    """Whether the budgets are those of the compilers that are installed."""
+    return all(versions()[name] == RECORD["versions"][name] for name in COMPILERS)
+
+
+def faults(cost, most_turns):
+    """What no program may have, in words."""
+    found = ["double precision"] if cost.has_f64 else []
+    found += [f"a call of the host: {name}" for name in cost.kernels if "callback" in name]
+    for loop in cost.loops:
+        if loop.total_turns is None:
+            found.append(f"a loop of unknown length, of {loop.source}")
+        elif loop.total_turns > most_turns:
+            found.append(f"a loop of {loop.total_turns} turns, of {loop.source}")
+    return found
+
+
+def assert_within(cost, recorded):
+    """No dearer than it was."""
+    assert cost.launches <= SLACK * recorded["launches"]
+    assert cost.cycles <= SLACK * recorded["cycles"]
+    assert cost.memory <= SLACK * recorded["memory"] + MEGABYTE
+
+
+def check(target, shape, name):
+    """Compiles one of our programs, and holds it to its budget."""
+    program = programs_of("all", shape, target)["jaxctc", name]
+    cost = ahead_of_time.cost_for(target, program.function, program.arguments)
+    assert not faults(cost, program.most_turns)
+    assert not cost.collectives
+    if is_same_compiler() and (target, shape, "jaxctc", name) in RECORDED:
+        assert_within(cost, RECORDED[target, shape, "jaxctc", name])
+    jax.clear_caches()
+
+
+def check_sharded(target, name):
+    """Compiles it for many devices: nothing is exchanged but what the caller asks for."""
+    program = programs_of("sharded", "char", target)["sharded", name]
+    cost = ahead_of_time.cost_for(target, program.function, program.arguments)
+    assert not faults(cost, program.most_turns)
+    assert cost.collectives == ["all-reduce"] * ALL_REDUCES.get(name, 0)
+    jax.clear_caches()
+
+
+def column_gather(scores, columns):
+    """Reads one label in several frames at a time: what XLA:TPU made a loop of in 0.1.0."""
+
+    def one(scores, columns):
+        starts = jnp.stack([jnp.zeros_like(columns), columns], axis=-1)
+        column = lax.GatherDimensionNumbers((1,), (1,), (0, 1))
+        return lax.gather(scores, starts, column, (20, 1), mode="promise_in_bounds")
+
+    return jax.vmap(one)(scores, columns)
+
+
+def unknown_length(scores, columns):
+    """A loop that data ends, whatever else its condition says."""
+    return lax.while_loop(
+        lambda carry: (jnp.sum(carry[1]) > 0) & (carry[0] < 7),
+        lambda carry: (carry[0] + 1, carry[1] / 2),
+        (columns[0, 0], scores),
+    )
+
+
+def cost_of_planted(target, function):
+    arguments = (
+        jax.ShapeDtypeStruct((64, 400, 32), jnp.float32),
+        jax.ShapeDtypeStruct((64, 60), jnp.int32),
+    )
+    return ahead_of_time.cost_for(target, function, arguments)
+
+
+class TestTpu:
+    @pytest.mark.parametrize("shape", ["char", "bpe1k"])
+    @pytest.mark.parametrize("name", EVERY_PROGRAM)
+    def test_every_program(self, name, shape):
+        check("v5e", shape, name)
+
+    @pytest.mark.parametrize("name", TUNED)
+    @pytest.mark.parametrize("target", ["v6e", "v5p"])
+    def test_other_kinds(self, target, name):
+        check(target, "char", name)
+
+    @pytest.mark.parametrize("shape", ["char", "bpe1k", "bpe5k", "digits", "long"])
+    def test_no_dearer_than_optax(self, shape):
+        """The gradient costs at most 1.2 times as many estimated cycles, and no more memory."""
+        found = programs_of("losses", shape, "v5e")
+        ours, theirs = (
+            ahead_of_time.cost_for("v5e", program.function, program.arguments)
+            for program in (found[library, TUNED[1]] for library in ("jaxctc", "optax"))
+        )
+        assert ours.cycles <= 1.2 * theirs.cycles
+        # A megabyte, because small arrays of optax's are counted elsewhere, not with temporaries.
+        assert ours.memory <= 1.02 * theirs.memory + MEGABYTE
+
+    @pytest.mark.parametrize("name", EVERY_SHARDED_PROGRAM)
+    def test_sharded(self, name):
+        check_sharded("v5e", name)
+
+    def test_a_fault_would_be_seen(self):
+        (fault,) = faults(cost_of_planted("v5e", column_gather), 400)
+        assert fault.startswith("a loop of 3840 turns, of ")
+        (fault,) = faults(cost_of_planted("v5e", unknown_length), 400)
+        assert fault.startswith("a loop of unknown length, of ")
+
+
+class TestGpu:
+    @pytest.mark.parametrize("shape", ["char", "bpe1k"])
+    @pytest.mark.parametrize("name", EVERY_PROGRAM)
+    def test_every_program(self, name, shape):
+        check("h100", shape, name)
+
+    @pytest.mark.parametrize("name", TUNED)
+    def test_other_kinds(self, name):
+        check("a100", "char", name)
+
+    @pytest.mark.parametrize("shape", ["char", "bpe1k", "bpe5k", "digits", "long"])
+    def test_no_dearer_than_optax(self, shape):
+        """The gradient starts at most 0.45 times as many kernels, and takes no more memory."""
+        found = programs_of("losses", shape, "h100")
+        ours, theirs = (
+            ahead_of_time.cost_for("h100", program.function, program.arguments)
+            for program in (found[library, TUNED[1]] for library in ("jaxctc", "optax"))
+        )
+        assert ours.launches <= 0.45 * theirs.launches
+        assert ours.memory <= theirs.memory
+
+    @pytest.mark.parametrize("name", EVERY_SHARDED_PROGRAM)
+    def test_sharded(self, name):
+        check_sharded("h100", name)
+
+    def test_a_fault_would_be_seen(self):
+        (fault,) = faults(cost_of_planted("h100", unknown_length), 400)
+        assert fault.startswith("a loop of unknown length, of ")
+
+
+def test_double_precision_and_calls_would_be_seen():
+    text = """
+ENTRY %main (x: f64[3]) -> f64[3] {
+  %x = f64[3]{0} parameter(0)
+  ROOT %call = f64[3]{0} custom-call(%x), custom_call_target="xla_ffi_python_gpu_callback"
+}
+"""
+    assert faults(ahead_of_time.cost_of(text), 0) == [
+        "double precision",
+        "a call of the host: xla_ffi_python_gpu_callback",
+    ]
+
+
+def test_every_row_is_of_a_program():
+    """The record is of today's programs, in both shapes, for both targets."""
+    rows = {key for key in RECORDED if key[2] == "jaxctc"}
+    assert rows == {
+        (target, shape, "jaxctc", name)
+        for target in ("v5e", "h100")
+        for shape in ("char", "bpe1k")
+        for name in EVERY_PROGRAM
+    }
+
+
+def test_every_function_has_a_program():
+    """Every public function that can be jitted, value or gradient."""
+    on_the_host = {"beam_init", "format_errors", "hot_words", "pad_to_bucket", "read_arpa"}
+    public = {name for name in jaxctc.__all__ if inspect.isfunction(getattr(jaxctc, name))}
+    compiled = {name.split(",")[0].split(" ")[0] for name in EVERY_PROGRAM}
+    assert public - on_the_host <= compiled
