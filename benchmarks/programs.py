@@ -350,8 +350,12 @@ def _of_adapters(sizes: Sizes) -> Entries:
 
 
 def peers(sizes: Sizes) -> dict[str, Program]:
-    """What optax has, to compare with, by the same names."""
-    ctc, frames = ctc_shapes(sizes), sizes.frames
+    """What optax has, to compare with, by the same names; it wants paddings in float32."""
+    logits, no_frame, labels, no_label = ctc_shapes(sizes)
+    no_frame, no_label = (
+        ShapeDtypeStruct(each.shape, jnp.float32) for each in (no_frame, no_label)
+    )
+    ctc, frames = (logits, no_frame, labels, no_label), sizes.frames
     return {
         "ctc_loss": Program(optax.ctc_loss, ctc, frames),
         "ctc_loss, gradient": Program(value_and_gradient(optax.ctc_loss), ctc, frames),

@@ -56,12 +56,14 @@ class Automaton(NamedTuple):
             spent.append(spent[-1] + self.fail_weight[chain[-1]])
             chain.append(self.fail_state[chain[-1]])
         states = jnp.stack(chain)
-        keys = jnp.stack([states, jnp.full_like(states, token)], axis=-1)
+        tokens = jnp.full_like(states, token)
+        keys = jnp.stack([states, tokens], axis=-1)
         starts = self.bucket_start[_bucket(keys, self.bucket_start.shape[0])]
         # Probes may run into the next bucket, where no key is the same.
         places = jnp.minimum(starts[:, None] + self.probes[None], self.arc_next.shape[0] - 1)
         # Not `all` over pairs: an axis of two, innermost, fills a sixty-fourth of a TPU's lanes.
-        is_hit = (self.arc_keys[places, 0] == states[:, None]) & (self.arc_keys[places, 1] == token)
+        of_state, of_token = jnp.unstack(self.arc_keys, axis=-1)
+        is_hit = (of_state[places] == states[:, None]) & (of_token[places] == tokens[:, None])
         costs = jnp.broadcast_to(jnp.stack(spent)[:, None], places.shape)
 
         first = lax.argmax(is_hit.reshape(-1), 0, jnp.int32)

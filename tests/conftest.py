@@ -4,17 +4,10 @@ import gc
 import os
 from pathlib import Path
 
-from jaxlib.version import __version_info__ as jaxlib_version
-
-# Most of the time of the suite goes into compiling. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` has
-# XLA optimise all the same, as .ci/run does for the smoke tests.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-# XLA:CPU has two generators of code; the older one compiles in half the time. Later releases do
-# not know the flag, and end the process.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jaxlib_version < (0, 11):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+# Most of the time of the suite goes into compiling, as a user's program is compiled. What took a
+# tenth of a second stays for the next run, for the other workers and for programs that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np

@@ -7,6 +7,7 @@ import functools
 import re
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,8 +70,7 @@ def mean_and_gradient(losses):
 
 
 def assert_equal(ours, theirs):
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-6, atol=2e-6)
 
 
 class TestBatches:

@@ -5,6 +5,7 @@ import itertools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,8 +257,7 @@ def test_chunks_make_no_difference(seed, cuts, models):
         state = step(state, logits, np.broadcast_to(outside, (2, 9)), **rest, **models)
     pieces = finish(state, num_hypotheses=3, **models)
     whole = search(logits, None, beam_width=4, num_hypotheses=3, max_length=7, **rest, **models)
-    for a, b in zip(pieces[:3], whole[:3], strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(pieces[:3], whole[:3])
 
 
 def test_chunks_of_several_lengths(rng, models):

@@ -11,6 +11,9 @@ pytest.importorskip("tqdm", reason="needs the extra `examples`")
 pytest.importorskip("matplotlib", reason="needs the extra `examples`")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def benchmark(monkeypatch):
     """A module of benchmarks/, which is not installed."""

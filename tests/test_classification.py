@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +124,7 @@ class TestCrossEntropy:
         target = jnp.array([[0, 1, 0], [np.nan, np.inf, 2]])
         options = {"paddings": [0, 1], "estimated_type": kind}
         gradient = jax.grad(lambda x: jnp.sum(cross_entropy(x, target, **options)))(estimated)
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
         np.testing.assert_array_equal(gradient[1], 0)
 
     @every_type
@@ -145,7 +146,7 @@ class TestCrossEntropy:
         expected = [0, keep * 1e5, np.log(2), keep * 1e5]
         np.testing.assert_allclose(losses(estimated), expected, rtol=1e-6, atol=1e-7)
         gradient = jax.grad(lambda x: jnp.sum(losses(x)))(estimated)
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
         np.testing.assert_array_equal(np.asarray(gradient)[probs == 0], 0)
 
     @every_type
@@ -255,7 +256,7 @@ class TestBinary:
 
         np.testing.assert_allclose(losses(estimated), [0, 1e5, 1e5, 0], rtol=2e-5)
         gradient = jax.grad(lambda x: losses(x).sum())(np.array(estimated, np.float32))
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
 
     def test_small_probabilities_are_exact(self):
         loss = binary_cross_entropy(
@@ -275,7 +276,7 @@ class TestBinary:
             lambda x: binary_cross_entropy(x, target, **options).sum()
         )(estimated)
         assert np.isfinite(loss)
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
         np.testing.assert_array_equal(gradient[1:], 0)
 
     @pytest.mark.parametrize("margin", [1.0, 0.3, 0.0])

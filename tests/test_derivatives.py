@@ -51,7 +51,10 @@ def hessian_times(logits, direction):
     return jax.jvp(jax.grad(loss), (logits,), (direction,))[1]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=pytest.mark.slow if "jacfwd of" in mode else []) for mode in MODES],
+)
 def test_second_derivatives(mode, hessian):
     """In all mixtures of modes: every row is a product of its own."""
     np.testing.assert_allclose(jax.jit(MODES[mode])(LOGITS), hessian, atol=1e-5)
@@ -71,7 +74,7 @@ def test_third_derivative():
     np.testing.assert_allclose(np.tensordot(third, step, 2), differences / 2, atol=2e-5)
 
 
-@pytest.mark.parametrize("frames", [100, 1000])
+@pytest.mark.parametrize("frames", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_second_derivatives_of_long_inputs(frames):
     """Rows of the Hessian to 1e-4, against float64 differences of the gradient."""
     rng = np.random.default_rng(6)

@@ -17,6 +17,8 @@ import pytest
 
 import jaxctc
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENCE = 300
 """Seconds for a process that needs twenty."""

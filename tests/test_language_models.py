@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ def test_hot_words_are_paid_in_advance():
     np.testing.assert_array_equal(scores, [[1, 2, 6, 1], [1, 2, 0, -3]])
     np.testing.assert_array_equal(finals, [[0, -1, -3, -3, 0], [0, -1, -3, -3, 0]])
     one, each = hot_words([[1, 2], [3]], 1), hot_words([[1, 2], [3]], np.ones(2, np.float32))
-    jax.tree.map(np.testing.assert_array_equal, one, each)
+    chex.assert_trees_all_equal(one, each)
 
 
 def test_hot_words_of_any_bonus_leave_nothing_behind(rng):
@@ -235,8 +236,7 @@ class TestCustomModels:
             assert as_language_model(small_models()[kind]) is small_models()[kind]
         custom = as_language_model(CustomModel(0, lambda n, token: (jnp.float32(0), n + token)))
         again = as_language_model(custom)
-        jax.tree.map(np.testing.assert_array_equal, custom, again)
-        assert jax.tree.structure(custom) == jax.tree.structure(again)
+        chex.assert_trees_all_equal(custom, again)
 
     @pytest.mark.parametrize(
         ("model", "message"),

@@ -1,5 +1,6 @@
 """What one call to the aligner or sampler cannot show: that all ways to remember are one."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +31,7 @@ def test_keeping_all_and_keeping_little_are_one(inputs, call, monkeypatch):
     kept = jax.jit(lambda *arguments: call(*arguments))(*inputs)
     monkeypatch.setattr(paths, "KEPT", 0)
     again = jax.jit(lambda *arguments: call(*arguments))(*inputs)
-    for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(kept, again)
 
 
 def test_pointers_are_three_bits_a_label(rng):

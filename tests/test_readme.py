@@ -22,7 +22,13 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=name, marks=[] if "README" in name else pytest.mark.slow)
+        for name, block in BLOCKS.items()
+    ],
+)
 def test_block(block):
     """`print(...)  # expected` on a line of its own, or what stands in `# ` lines below it."""
     printed = io.StringIO()

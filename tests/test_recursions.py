@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,15 +119,21 @@ def test_wide_agrees_with_log_in_float64(seed, scale):
     assert_wide_agrees_with_log_in_float64(random_batch(seed, scale))
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 32, 33, 70])
+@pytest.mark.parametrize(
+    "frames", [1, *(pytest.param(few, marks=pytest.mark.slow) for few in (2, 3, 32)), 33, 70]
+)
 def test_every_frame_is_in_one_block(frames):
     assert_wide_agrees_with_log_in_float64(random_batch(frames, 1, frames))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"wildcard_id": 5}, {"label_loop": False}, {"logits_normalized": True}],
-    ids=["plain", "wildcard", "no-loop", "normalized"],
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"wildcard_id": 5}, id="wildcard"),
+        pytest.param({"label_loop": False}, id="no-loop", marks=pytest.mark.slow),
+        pytest.param({"logits_normalized": True}, id="normalized", marks=pytest.mark.slow),
+    ],
 )
 def test_examples_side_by_side_are_what_they_are_alone(options, rng):
     """Few labels of many examples are laid out in another way (`jaxctc.blocks.axes_of`)."""
@@ -154,8 +161,7 @@ def test_examples_side_by_side_are_what_they_are_alone(options, rng):
 
     together, slope = jax.jit(of)(logits, weights, *rest)
     one_by_one, its_slope = jax.jit(jax.vmap(jax.vmap(of)))(logits, weights, *rest)
-    for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(one_by_one), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+    chex.assert_trees_all_close(together, one_by_one, rtol=2e-5, atol=2e-6)
     assert np.isinf(together[0]).any()
     assert np.isfinite(together[0]).any()
     np.testing.assert_allclose(slope, its_slope, rtol=1e-4, atol=1e-5)

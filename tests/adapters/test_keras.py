@@ -54,7 +54,7 @@ def loss_and_gradient(target, output, *lengths, function=ctc_loss, mask_index=0)
 their_loss = functools.partial(theirs, "ctc_loss")
 
 
-@pytest.mark.parametrize("mask_index", [0, 2, CLASSES - 1])
+@pytest.mark.parametrize("mask_index", [0, CLASSES - 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_loss_and_gradient(rng, logits, mask_index):
     keras_ops()
     arguments = targets(rng, mask_index), logits, LABEL_LENGTHS, LENGTHS
@@ -113,7 +113,9 @@ def test_padded_frames_do_not_matter(logits):
 BEAM = {"strategy": "beam_search", "beam_width": 16, "top_paths": 3}
 
 
-@pytest.mark.parametrize("mask_index", [0, 1, None])
+@pytest.mark.parametrize(
+    "mask_index", [1, *(pytest.param(index, marks=pytest.mark.slow) for index in (0, None))]
+)
 def test_beam_search(rng, mask_index):
     inputs = rng.normal(size=(2, 6, 4)).astype(np.float32) * 2
     lengths = np.array([6, 4])

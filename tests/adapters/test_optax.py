@@ -5,6 +5,7 @@ import importlib
 import unittest
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,7 @@ def test_gradient_of_the_last_row(rng):
     same, slopes, all_slopes = slopes_of(*arguments)
     np.testing.assert_allclose(same, loss, rtol=1e-6)
     np.testing.assert_allclose(slopes, gradient, atol=2e-6)
-    assert np.isfinite(all_slopes).all()
+    chex.assert_tree_all_finite(all_slopes)
 
 
 def test_infeasible_pairs_cost_log_epsilon_and_teach_nothing(rng):
