@@ -40,7 +40,7 @@ def loss_and_gradient(logits, *rest, blank_id=0):
     return loss, *pullback(jnp.ones_like(loss))
 
 
-@pytest.mark.parametrize("blank_id", [0, 6])
+@pytest.mark.parametrize("blank_id", [0, pytest.param(6, marks=pytest.mark.slow)])
 def test_optax(batch, blank_id):
     logits, logit_lengths, labels, label_lengths = batch
     labels = labels - (blank_id != 0)

@@ -64,7 +64,7 @@ def test_loss_and_gradient(rng, blank_id, dtype):
     np.testing.assert_allclose(gradient, slopes, atol=1e-5)
 
 
-@pytest.mark.parametrize("blank_id", [0, CLASSES - 1])
+@pytest.mark.parametrize("blank_id", [pytest.param(0, marks=pytest.mark.slow), CLASSES - 1])
 def test_forward_probs(rng, blank_id):
     """Entry by entry where a path beginning exists; elsewhere exactly log_epsilon."""
     arguments = batch_of(rng, blank_id)
