@@ -14,9 +14,9 @@ import gc
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import optax
 from tqdm import tqdm
 
 import jaxctc
+from benchmarks.timing import table
 
 SIZES = [(100, 20), (1000, 150), (5000, 700), (20000, 4000)]
 CLASSES = 32
@@ -105,8 +106,9 @@ def _torch(double: bool) -> Callable[[Problem], Solution]:
     return solve
 
 
-def _double(given: Problem) -> Solution:
-    with jax.enable_x64(True):
+def in_double(given: Problem) -> Solution:
+    """Ours in float64, on the CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         return _jax(_jaxctc)(Problem(given.logits.astype(np.float64), given.labels))
 
 
@@ -121,6 +123,45 @@ def contestants() -> dict[str, Callable[[Problem], Solution]]:
     return solvers
 
 
+def errors(
+    kind: str,
+    size: tuple[int, int],
+    solvers: Mapping[str, Callable[[Problem], Solution]],
+    truth: Callable[[Problem], Solution],
+) -> dict[str, Any]:
+    """One row: absolute errors of loss and gradient, by library."""
+    frames, places = size
+    given = problem(kind, frames, places)
+    loss, gradient = truth(given)
+    row = {"T": frames, "N": places, "logits": kind, "loss": loss, "errors": {}}
+    for name, solve in solvers.items():
+        value, slope = solve(given)
+        row["errors"][name] = (abs(value - loss), float(abs(slope - gradient).max()))
+        jax.clear_caches()
+        gc.collect()
+    return row
+
+
+def errors_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in markdown."""
+    names = list(figures[0]["errors"])
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{row['T']}, {row['N']}",
+            row["logits"],
+            f"{row['loss']:.4g}",
+            *(
+                f"[{wrong:.0e}] · {slope:.0e}"
+                if row["logits"] == "sure"
+                else f"{wrong / row['loss']:.0e} · {slope:.0e}"
+                for wrong, slope in row["errors"].values()
+            ),
+        ]
+
+    return table(["T, N", "logits", "loss", *names], map(cells, figures))
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -129,32 +170,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     solvers = contestants()
-    truth = _torch(double=True) if "torch" in solvers else _double
+    truth = _torch(double=True) if "torch" in solvers else in_double
     sizes = [size for size in SIZES if size[0] <= arguments.longest]
-    figures = []
     cells = [(size, kind) for size in sizes for kind in KINDS]
-    for (frames, places), kind in tqdm(cells, unit="cell"):
-        given = problem(kind, frames, places)
-        loss, gradient = truth(given)
-        row = {"T": frames, "N": places, "logits": kind, "loss": loss, "errors": {}}
-        for name, solve in solvers.items():
-            value, slope = solve(given)
-            row["errors"][name] = (abs(value - loss), float(abs(slope - gradient).max()))
-            jax.clear_caches()
-            gc.collect()
-        figures.append(row)
-
-    print("| T, N | logits | loss | " + " | ".join(solvers) + " |")
-    print("|---" * (3 + len(solvers)) + "|")
-    for row in figures:
-        errors = [
-            f"[{wrong:.0e}] · {slope:.0e}"
-            if row["logits"] == "sure"
-            else f"{wrong / row['loss']:.0e} · {slope:.0e}"
-            for wrong, slope in row["errors"].values()
-        ]
-        start = [f"{row['T']}, {row['N']}", row["logits"], f"{row['loss']:.4g}"]
-        print("| " + " | ".join(start + errors) + " |")
+    figures = [errors(kind, size, solvers, truth) for size, kind in tqdm(cells, unit="cell")]
+    print(errors_table(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 

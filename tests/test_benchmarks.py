@@ -136,3 +136,37 @@ def test_arithmetic(benchmark, tmp_path, capsys):
     assert float(wide.split()[-2]) < float(log_domain.split()[-2]) < 1e-3
     for name in ("meeting", "wide", "errors"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_on_device(benchmark, tmp_path, capsys, monkeypatch):
+    on_device = benchmark("on_device")
+    monkeypatch.setattr(on_device, "ACCURACY", [("×1", (100, 20))])
+    command = ["--minutes", "3", "--shapes", "tiny", "--repeats", "1", "--output", str(tmp_path)]
+    on_device.main([*command, "--suites", "tests/test_published_numbers.py"])
+    figures, page = sorted(tmp_path.iterdir())
+    found = json.loads(figures.read_text())
+    assert found["tests"]["passed"] > 5
+    assert found["tests"]["failed"] == []
+    assert {"device", "platform version", "driver", "commit", "date", "versions"} <= set(
+        found["device"]
+    )
+    (row,) = found["accuracy"]["rows"]
+    for wrong, slope in row["errors"].values():
+        assert wrong < 1e-3
+        assert slope < 1e-3
+    assert {cell["library"] for cell in found["losses"]["cells"]} >= {"jaxctc", "optax"}
+    assert len(found["functions"]["rows"]) == 6
+    assert all(found[step]["not done"] == [] for step in on_device.STEPS)
+    printed = capsys.readouterr().out
+    assert page.read_text() in printed
+    assert f"Timed on 1 × {found['device']['device']}" in printed
+
+
+def test_on_device_says_what_it_did_not_do(benchmark, tmp_path):
+    on_device = benchmark("on_device")
+    command = ["--minutes", "0", "--shapes", "tiny", "--output", str(tmp_path)]
+    on_device.main([*command, "--suites", "tests/test_published_numbers.py"])
+    _, page = sorted(tmp_path.iterdir())
+    left = page.read_text().partition("## What there was no time for")[2]
+    for what in ("tests/test_published_numbers.py", "×1 at (100, 20)", "- tiny", "- posteriors"):
+        assert what in left
