@@ -146,6 +146,7 @@ def compiled(setting: Setting) -> Callable[..., dict[str, Any]]:
     @jax.jit
     def everything(*arguments: jax.Array) -> dict[str, Any]:
         logits, *rest = arguments
+        ids, no_id = rest[1:]
 
         def losses(logits: jax.Array) -> jax.Array:
             return jaxctc.ctc_loss(logits, *rest, **options)
@@ -160,7 +161,7 @@ def compiled(setting: Setting) -> Callable[..., dict[str, Any]]:
             "alignment": jaxctc.forced_align(logits, *rest, **options),
             "best": jaxctc.ctc_loss(logits, *rest, **options, max_approx=True),
             "greedy": jaxctc.greedy_decode(logits, rest[0], **plain),
-            "errors": jaxctc.error_counts(*rest[1:], rest[1][..., ::-1], rest[2][..., ::-1]),
+            "errors": jaxctc.error_counts(ids, no_id, ids[..., ::-1], no_id[..., ::-1]),
         }
         if is_enumerable(setting) and not setting.options:
             found["beam"] = jaxctc.prefix_beam_search(logits, rest[0], beam_width=beam, **plain)

@@ -430,7 +430,7 @@ def long_input(kind, frames, places):
     ("frames", "places"),
     [
         (100, 20),
-        (1000, 150),
+        pytest.param(1000, 150, marks=pytest.mark.smoke),
         pytest.param(5000, 700, marks=pytest.mark.slow),
         pytest.param(20000, 4000, marks=pytest.mark.slow),
     ],

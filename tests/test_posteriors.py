@@ -61,6 +61,7 @@ def samples_of(key, *arguments, **options):
     return sample_alignments(key, *arguments, **options)
 
 
+@pytest.mark.smoke
 @some_topologies
 def test_every_pair(classes, blank):
     every = every_pair(classes, blank)
