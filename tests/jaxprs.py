@@ -15,6 +15,10 @@ def scans(jaxpr):
     return [equation for equation in equations(jaxpr) if equation.primitive.name == "scan"]
 
 
+def shapes(values):
+    return [value.aval.shape for value in values]
+
+
 def dtypes(jaxpr):
     """Names of the dtypes of all values."""
     return {

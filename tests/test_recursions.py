@@ -12,7 +12,7 @@ from cases import EDGES
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
-from jaxprs import scans
+from jaxprs import scans, shapes
 from oracles import assert_close
 
 from jaxctc import _checks, blocks, ctc_loss, ctc_loss_with_forward_probs, posteriors, recursions
@@ -36,7 +36,7 @@ def test_loss_alone_is_one_pass_over_half_the_frames_without_stored_rows():
     assert lengths(found) == [BLOCKS, FRAMES]
     (body,) = jaxprs_in_params(found[0].params)
     # What a scan stacks has an axis more than what its body returns.
-    assert [out.aval.shape for out in found[0].outvars] == [out.aval.shape for out in body.outvars]
+    assert shapes(found[0].outvars) == shapes(body.outvars)
 
 
 def test_loss_and_gradient_are_two_passes_over_half_the_frames_and_one_more():
