@@ -449,7 +449,8 @@ def test_long_inputs_against_float64(kind, frames, places):
         truth, slope = loss_and_gradient(logits.astype(np.float64), *rest)
     absolute = 1e-7 * np.sqrt(frames) if kind == "sure" else 0
     np.testing.assert_allclose(loss, truth, rtol=4e-7 if kind != "sure" else 0, atol=absolute)
-    np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-5)
+    # Roundings of a frame add up like √T: here 1.1e-5 at 20000 peaked frames, below 5e-6 at 5000.
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-5 * max(1, (frames / 5000) ** 0.5))
 
 
 def test_gradient_against_finite_differences():
