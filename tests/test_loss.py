@@ -449,7 +449,7 @@ def test_long_inputs_against_float64(kind, frames, places):
         truth, slope = loss_and_gradient(logits.astype(np.float64), *rest)
     absolute = 1e-7 * np.sqrt(frames) if kind == "sure" else 0
     np.testing.assert_allclose(loss, truth, rtol=4e-7 if kind != "sure" else 0, atol=absolute)
-    # Roundings of a frame add up like √T: here 1.1e-5 at 20000 peaked frames, below 5e-6 at 5000.
+    # Roundings of the frames add up like √T: 1.1e-5 of 20000 peaked ones.
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-5 * max(1, (frames / 5000) ** 0.5))
 
 
