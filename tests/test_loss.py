@@ -150,6 +150,7 @@ def without_nan(cases):
 
 @pytest.mark.parametrize(("blank_id", "cases"), BATCHES.items(), ids=map(str, BATCHES))
 class TestContractInABatch:
+    @pytest.mark.smoke
     def test_normalized(self, blank_id, cases):
         """Scores as they are: no softmax, and only the columns of the labels count."""
         loss, gradient = loss_and_gradient(
