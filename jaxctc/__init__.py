@@ -42,12 +42,11 @@ from jaxctc.classification import (
     multiclass_hinge_loss,
     squared_error,
 )
-from jaxctc.decoding import Hypotheses, greedy_decode
+from jaxctc.decoding import Hypotheses, collapse, greedy_decode
 from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
 from jaxctc.error_reports import format_errors
 from jaxctc.from_hidden import ctc_loss_from_hidden
 from jaxctc.language_models import CustomModel, hot_words
-from jaxctc.lattice import collapse
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
 from jaxctc.objectives import (
     WeightedSum,

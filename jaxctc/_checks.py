@@ -318,6 +318,14 @@ def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -
     return value
 
 
+def implementation(function: str, value: Any) -> None:
+    """Refuses what is not the name of an implementation, or of one that is to come."""
+    if value is None or (isinstance(value, str) and value == "xla"):
+        return
+    remedy = 'Kernels in Pallas are to come. Use "xla".' if value == "pallas" else ""
+    fail(function, "implementation", 'be None or "xla"', value, remedy)
+
+
 def lengths(
     function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
 ) -> Int[Array, "..."]:

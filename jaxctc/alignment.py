@@ -10,11 +10,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.derivatives import nan_where, with_log_derivative
-from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import Paths, best_path, frame_classes, frame_ids, shares_along
-from jaxctc.scores import Options, Reading, in_use, normaliser, read, sum_over_frames, widen
-from jaxctc.semirings import Semiring
+from jaxctc._core.derivatives import nan_where, with_log_derivative
+from jaxctc._core.emissions import (
+    Config,
+    Inputs,
+    Lattice,
+    build_lattice,
+    in_given_order,
+    mask_scores,
+    prepare_inputs,
+)
+from jaxctc._core.normalizer import at_least_float32, normalizer, sum_over_frames
+from jaxctc._core.paths import Paths, best_path, frame_classes, frame_ids, occupancies_along
+from jaxctc._core.semirings import Semiring
 
 
 class Alignment(NamedTuple):
@@ -94,61 +102,64 @@ def forced_align(
       recognition", section 2; Hirschberg 1975 and Grice, Hughey and Speck 1997, "Reduced space
       sequence alignment", for the checkpoints.
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "forced_align",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
-    reading, inputs = read("forced_align", logits, logit_paddings, labels, label_paddings, options)
     if checkpoint_every is not None:
         checkpoint_every = _checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
     if band is not None:
         band = _checks.count("forced_align", "band", band)
-    return _aligned(reading, checkpoint_every, band, wildcard_id, inputs)
+    return _aligned(config, checkpoint_every, band, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _aligned(
-    reading: Reading,
-    checkpoint_every: int | None,
-    band: int | None,
-    wildcard_id: int | None,
-    inputs: _checks.CtcInputs,
+    config: Config, checkpoint_every: int | None, band: int | None, inputs: Inputs
 ) -> Alignment:
-    lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), reading)
-    paths, found = best_path(lattice, checkpoint_every=checkpoint_every, band=band)
+    lattice = build_lattice(jax.tree.map(lax.stop_gradient, inputs), config)
+    paths, found = best_path(
+        lattice.problem,
+        label_loop=config.label_loop,
+        checkpoint_every=checkpoint_every,
+        band=band,
+    )
     places = _places(lattice, paths)
     starts, ends = _spans(places, 2 * lattice.labels.shape[-1] + 1)
-    shown = frame_ids(
-        lattice, reading, _with_whole_stretches(paths, starts, ends), found, wildcard_id
-    )
-    sure = _largest(_shares_along(reading, inputs, places), places, starts)
+    shown = frame_ids(lattice, config, _with_whole_stretches(paths, starts, ends), found)
+    sure = _largest(_occupancies_along(config, inputs, places), places, starts)
 
-    counts = (found & ~lattice.is_broken)[..., None]
+    counts = (found & ~lattice.has_nan)[..., None]
     starts, ends, sure = (
         jnp.where(
             counts,
-            as_given(lattice, part[..., None, :], -1)[..., 0, :],
+            in_given_order(lattice, part[..., None, :], -1)[..., 0, :],
             jnp.full_like(part[..., :1], -1),
         )
         for part in (starts, ends, sure)
     )
-    score = _score(inputs, reading, lattice, paths, found)
-    return Alignment(shown[..., 0, :], starts, ends, sure, score)
+    score = _score(inputs, config, lattice, paths, found)
+    return Alignment(shown[..., 0, : config.num_frames], starts, ends, sure, score)
 
 
 def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:
-    """The place (`Lattice.places`) of the label or wildcard in each frame; 2 N + 1 for none."""
+    """The place (`Lattice.packed_index`) of the label or wildcard in each frame; 2 N + 1 for none."""
     labels = lattice.labels.shape[-1]
     states, absorbed = (part[..., 0, :] for part in paths)
     nowhere = jnp.full_like(states, 2 * labels + 1)
     places = jnp.where(states & 1 == 1, states >> 1, nowhere)
     places = jnp.where(absorbed, (states >> 1) + labels, places)
-    return jnp.where(jnp.moveaxis(lattice.is_frame, 0, -1), places, nowhere)
+    return jnp.where(lattice.problem.is_frame, places, nowhere)
 
 
 def _spans(places: Int[Array, "*B T"], count: int) -> tuple[Int[Array, "*B P"], Int[Array, "*B P"]]:
@@ -182,17 +193,17 @@ def _with_whole_stretches(
 
 
 @with_log_derivative
-def _shares_along(
-    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring, places: Int[Array, "*B T"]
+def _occupancies_along(
+    config: Config, inputs: Inputs, semiring: Semiring, places: Int[Array, "*B T"]
 ) -> Float[Array, "*B T"]:
-    lattice = build_lattice(inputs, reading)
-    return jnp.moveaxis(shares_along(lattice, semiring, jnp.moveaxis(places, -1, 0)), 0, -1)
+    lattice = build_lattice(inputs, config)
+    return occupancies_along(lattice, semiring, places, label_loop=config.label_loop)
 
 
 def _largest(
     along: Float[Array, "*B T"], places: Int[Array, "*B T"], starts: Int[Array, "*B P"]
 ) -> Float[Array, "*B P"]:
-    """Largest share at each place, -1 where there is none. At most 1, whatever the rounding."""
+    """Largest occupancy at each place, -1 where there is none. At most 1, whatever the rounding."""
 
     @functools.partial(jnp.vectorize, signature="(t),(t),(p)->(p)")
     def one(along: Array, places: Array, starts: Array) -> Array:
@@ -202,20 +213,23 @@ def _largest(
 
 
 def _score(
-    inputs: _checks.CtcInputs,
-    reading: Reading,
-    lattice: Lattice,
-    paths: Paths,
-    found: Bool[Array, "*B"],
+    inputs: Inputs, config: Config, lattice: Lattice, paths: Paths, found: Bool[Array, "*B"]
 ) -> Float[Array, "*B"]:
     """Log-probability of the path, summed anew: its gradient is that of the path's own scores."""
-    logits = in_use(inputs.logits, inputs.is_frame)
-    classes = jnp.moveaxis(frame_classes(lattice, reading, paths), -2, -1)
-    scores = widen(jnp.take_along_axis(logits, classes, axis=-1, mode="clip")[..., 0])
-    if not reading.logits_normalized:
-        largest, log_sum = normaliser(logits, reading.blank)
-        scores = (scores - largest) - log_sum
-    scores = jnp.where(inputs.is_frame, scores, jnp.zeros_like(scores))
-    score = sum_over_frames(jnp.moveaxis(scores, -1, 0))
+    masked = mask_scores(inputs.scores, inputs.is_frame)
+    classes = jnp.moveaxis(frame_classes(lattice, config, paths), -2, -1)
+    scores = jnp.take_along_axis(masked.logits, classes, axis=-1, mode="clip")[..., 0]
+    scores = at_least_float32(scores)
+    log_sum = jnp.zeros_like(scores)
+    if not config.logits_normalized:
+        largest, log_sum = normalizer(masked.logits, config.blank)
+        scores -= largest
+    if masked.gap is not None:
+        gap = masked.gap
+        if config.logits_normalized:
+            gap += lattice.problem.frame_max
+        scores = jnp.where(paths.absorbed[..., 0, :], gap, scores)
+    scores = jnp.where(inputs.is_frame, scores - log_sum, jnp.zeros_like(scores))
+    score = sum_over_frames(scores)
     score = jnp.where(found, score, jnp.full_like(score, -jnp.inf))
-    return score * nan_where(lattice.is_broken, score)
+    return score * nan_where(lattice.has_nan, score)

@@ -17,13 +17,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
+from jaxctc._core.normalizer import mask_padding
+from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
 from jaxctc.automata import Automaton
 from jaxctc.decoding import Hypotheses
 from jaxctc.language_models import LanguageModel, as_language_model
 from jaxctc.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
-from jaxctc.scores import in_use
-from jaxctc.sharding import varying_like
 
 
 class BeamState(NamedTuple):
@@ -377,7 +377,7 @@ def _chunk(
     def step(prefixes, at):
         frame = lax.dynamic_index_in_dim(scores, at, axis=1, keepdims=False)
         used = lax.dynamic_index_in_dim(is_frame, at, axis=1, keepdims=False)
-        return take(prefixes, in_use(frame, used), used)
+        return take(prefixes, mask_padding(frame, used), used)
 
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)

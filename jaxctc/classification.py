@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.scores import log_where_possible, widen
+from jaxctc._core.normalizer import at_least_float32, log_where_possible
 
 EstimatedType = Literal["logits", "log-probs", "probs"]
 _TYPES = get_args(EstimatedType)
@@ -427,7 +427,7 @@ def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array
         _checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
     if values.shape[axis] == 0:
         _checks.fail(function, "estimated", "have at least one class", values.shape)
-    return jnp.moveaxis(widen(values), axis, -1)
+    return jnp.moveaxis(at_least_float32(values), axis, -1)
 
 
 def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
@@ -440,7 +440,7 @@ def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int
     if array.shape != tuple(given):
         requirement = f"have shape {shape[:-1]}, class ids, or {tuple(given)}, weights of classes"
         _checks.fail(function, "target", requirement, array.shape)
-    return jnp.moveaxis(widen(_checks.real(function, "target", array)), axis, -1)
+    return jnp.moveaxis(at_least_float32(_checks.real(function, "target", array)), axis, -1)
 
 
 def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "*S 1"]]:
@@ -473,7 +473,7 @@ def _class_weights(
 def _same_shape(
     function: str, estimated: ArrayLike, target: ArrayLike
 ) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
-    values = widen(_checks.real(function, "estimated", estimated))
+    values = at_least_float32(_checks.real(function, "estimated", estimated))
     truth = _checks.real(function, "target", target)
     if truth.shape != values.shape:
         requirement = f"have the shape of estimated, {values.shape}"

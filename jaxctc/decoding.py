@@ -1,4 +1,4 @@
-"""From scores to label sequences: the result type, and the best path."""
+"""From scores to label sequences: the result type, the best path, and what a path spells."""
 
 import functools
 from typing import NamedTuple
@@ -10,9 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.lattice import find_runs
-from jaxctc.padding import pack_left
-from jaxctc.scores import in_use, normaliser, widen
+from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer
+from jaxctc.padding import pack_left, scatter_in_order
 
 
 class Hypotheses(NamedTuple):
@@ -86,13 +85,13 @@ def _greedy(
     scores: Float[Array, "*B T K"],
     is_frame: Bool[Array, "*B T"],
 ) -> Hypotheses:
-    scores = widen(in_use(scores, is_frame))
+    scores = at_least_float32(mask_padding(scores, is_frame))
     path = lax.argmax(scores, scores.ndim - 1, jnp.int32)
     runs = find_runs(path, is_frame, blank, label_loop)
 
     best = jnp.max(scores, axis=-1)
     if not logits_normalized:
-        largest, log_sum = normaliser(scores, blank)
+        largest, log_sum = normalizer(scores, blank)
         best = (best - largest) - log_sum
     best = pack_left(best, is_frame)
     return Hypotheses(
@@ -110,3 +109,82 @@ def _largest_per_run(values, owner):
     # A maximum, unlike a sum, does not depend on the order of the scatter.
     largest = jax.ops.segment_max(values, owner, num_segments=values.shape[0])
     return jnp.where(largest == -jnp.inf, jnp.full_like(largest, -1), largest)
+
+
+class Runs(NamedTuple):
+    """The labels that a path of frame labels spells, and where each stands; -1 behind the last."""
+
+    labels: Int[Array, "*B T"]
+    lengths: Int[Array, "*B"]
+    starts: Int[Array, "*B T"]
+    ends: Int[Array, "*B T"]
+    owner: Int[Array, "*B T"]
+    """For each frame in use, packed to the left, its place in `labels`; T for none."""
+
+
+def find_runs(
+    path: Int[Array, "*B T"], is_frame: Bool[Array, "*B T"], blank: int, label_loop: bool
+) -> Runs:
+    """Merges equal neighbours, if they may, then drops blanks; padded frames part nothing."""
+    frame = jnp.broadcast_to(jnp.arange(path.shape[-1], dtype=jnp.int32), path.shape)
+    order = pack_left(frame, is_frame)
+    packed = pack_left(path, is_frame, fill=blank)
+    edge = jnp.full_like(packed[..., :1], blank)
+    before = jnp.concatenate([edge, packed[..., :-1]], axis=-1)
+    after = jnp.concatenate([packed[..., 1:], edge], axis=-1)
+    is_start = is_end = packed != blank
+    if label_loop:
+        is_start, is_end = is_start & (packed != before), is_end & (packed != after)
+    place = jnp.cumsum(is_start, axis=-1, dtype=jnp.int32) - 1
+
+    nowhere = path.shape[-1]
+    owner = jnp.where(packed == blank, jnp.full_like(place, nowhere), place)
+    return Runs(
+        labels=scatter_in_order(packed, is_start, place, -1),
+        lengths=jnp.sum(is_start, axis=-1, dtype=jnp.int32),
+        starts=scatter_in_order(order, is_start, place, -1),
+        ends=scatter_in_order(order, is_end, place, -1),
+        owner=owner,
+    )
+
+
+def collapse(
+    frame_labels: Int[ArrayLike, "*B T"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None = None,
+    *,
+    blank_id: int = 0,
+    label_loop: bool = True,
+) -> tuple[Int[Array, "*B T"], Int[Array, "*B"]]:
+    """The labels that a path spells: equal neighbours merged, then blanks dropped.
+
+    This is the map ℬ of the paper.
+
+    Args:
+      frame_labels: one class id per frame, blanks included; a negative id counts as padding.
+      logit_paddings: nonzero where the frame is padded; None pads nothing.
+      blank_id: static class id of the blank, from 0 on: here none counts from the last class.
+      label_loop: static; False only drops blanks, as every frame is a label of its own.
+
+    Returns:
+      `(labels, lengths)`: labels packed to the left, -1 behind them, and how many there are.
+
+    Raises:
+      ValueError: if `frame_labels` are not integers, the shapes differ, or `blank_id` is not
+        a static id, from 0 on.
+
+    Example:
+      >>> labels, length = collapse(jnp.array([3, 3, 0, 3, 1, 0]))
+      >>> labels.tolist(), int(length)
+      ([3, 3, 1, -1, -1, -1], 3)
+
+    References:
+      Graves et al. 2006, "Connectionist temporal classification", section 3.1.
+    """
+    path = _checks.class_ids("collapse", "frame_labels", frame_labels)
+    padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
+    remedy = "How many classes there are is not known here, so none can be counted from the last."
+    blank = _checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
+    _checks.flags("collapse", label_loop=label_loop)
+    _checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
+    runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
+    return runs.labels, runs.lengths

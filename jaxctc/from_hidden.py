@@ -17,9 +17,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.loss import loss_and_gradient, without_infinity
-from jaxctc.scores import Reading, finite_scale, in_use, widen
-from jaxctc.sharding import varying_like
+from jaxctc._core.derivatives import loss_and_gradient
+from jaxctc._core.emissions import Config, Inputs, Scores, pad_empty_time_axis
+from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
+from jaxctc._core.sharding import varying_like
+from jaxctc.loss import without_infinity
 
 
 class _Layer(NamedTuple):
@@ -43,6 +45,7 @@ class _How(NamedTuple):
     label_loop: bool
     block_size: int
     precision: lax.PrecisionLike
+    implementation: str | None
 
 
 def ctc_loss_from_hidden(
@@ -59,6 +62,7 @@ def ctc_loss_from_hidden(
     label_loop: bool = True,
     block_size: int = 1024,
     precision: lax.PrecisionLike = None,
+    implementation: str | None = None,
 ) -> Float[Array, "*B"]:
     r"""`ctc_loss` of `hidden @ kernel + bias`, without ever holding logits `[*B, T, K]`.
 
@@ -74,6 +78,7 @@ def ctc_loss_from_hidden(
       blank_id, log_epsilon, zero_infinity, label_loop: as there.
       block_size: static; how many classes at a time.
       precision: of the products with `kernel`, as of `jnp.matmul`.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       The loss as `jaxctc.ctc_loss` has it, degenerate cases included. Differentiable in reverse
@@ -110,13 +115,16 @@ def ctc_loss_from_hidden(
     if offset.shape != (classes,):
         _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
     _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
+    _checks.implementation(function, implementation)
     epsilon = _checks.number(function, "log_epsilon", log_epsilon)
     how = _How(
         _checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
         min(_checks.count(function, "block_size", block_size, least=1), classes),
         precision,
+        implementation,
     )
+    inputs = pad_empty_time_axis(inputs)
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
     layer = _Layer(inputs.logits, matrix, offset)
     loss = _compiled_loss(how, varying_like(layer, *layer, *targets), targets)
@@ -132,23 +140,22 @@ _compiled_loss = jax.jit(_loss, static_argnums=0)
 
 
 def _forward(how: _How, layer: _Layer, targets: _Targets):
-    """The loss; and for the way back what each of few classes has, and the normaliser."""
-    layer = layer._replace(hidden=in_use(layer.hidden, targets.is_frame))
+    """The loss; and for the way back what each of few classes has, and the normalizer."""
+    layer = layer._replace(hidden=mask_padding(layer.hidden, targets.is_frame))
     places = _places(how, targets.labels, layer.bias.shape[0])
-    normaliser = _normaliser(how, layer)
-    log_probs = _less(_few_scores(how, layer, targets.labels), normaliser)
-    inputs = _checks.CtcInputs(
-        log_probs, targets.is_frame, _look_up(places, targets.labels), targets.is_label
-    )
-    reading = Reading(blank=0, logits_normalized=True, label_loop=how.label_loop)
-    loss, gradient = loss_and_gradient(reading, inputs)
+    normalizer = _normalizer(how, layer)
+    log_probs = _less(_few_scores(how, layer, targets.labels), normalizer)
+    labels = _look_up(places, targets.labels)
+    inputs = Inputs(Scores(log_probs, None), targets.is_frame, labels, targets.is_label)
+    config = Config(0, True, how.label_loop, implementation=how.implementation)
+    loss, (gradient, _) = loss_and_gradient(config, inputs)
     # Rounding can take it below 0: here the few log-probabilities are rounded.
     loss = jnp.where(loss < 0, jnp.zeros_like(loss), loss)
-    return loss, (layer, targets, places, normaliser, gradient, loss != jnp.inf)
+    return loss, (layer, targets, places, normalizer, gradient, loss != jnp.inf)
 
 
 def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
-    layer, targets, places, normaliser, few, is_feasible = kept
+    layer, targets, places, normalizer, few, is_feasible = kept
     counts = targets.is_frame & is_feasible[..., None]
     # One column more, of zeros, for the classes that are not among the few.
     few = jnp.concatenate([few, jnp.zeros_like(few[..., :1])], axis=-1)
@@ -157,15 +164,15 @@ def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
     def one(carry: tuple[Array, Array, Array], start: Array | int, size: int):
         to_hidden, to_kernel, to_bias = carry
         columns = lax.dynamic_slice_in_dim(layer.kernel, start, size, axis=1)
-        probs = jnp.exp(_less(_logits(how, layer, start, size), normaliser))
+        probs = jnp.exp(_less(_logits(how, layer, start, size), normalizer))
         place = lax.dynamic_slice_in_dim(places, start, size, axis=-1)
         gradient = weight * (probs + _columns(few, place))
         gradient = jnp.where(counts[..., None], gradient, jnp.zeros_like(gradient))
         product = functools.partial(
             jnp.einsum, precision=how.precision, preferred_element_type=gradient.dtype
         )
-        to_hidden += product("...tk,dk->...td", gradient, widen(columns))
-        here = product("...td,...tk->dk", widen(layer.hidden), gradient)
+        to_hidden += product("...tk,dk->...td", gradient, at_least_float32(columns))
+        here = product("...td,...tk->dk", at_least_float32(layer.hidden), gradient)
         there = jnp.sum(gradient, axis=range(gradient.ndim - 1))
         return to_hidden, _put(to_kernel, here, start, 1), _put(to_bias, there, start, 0)
 
@@ -198,7 +205,7 @@ def _over_blocks(how: _How, one, carry, classes: int):
 
 def _logits(how: _How, layer: _Layer, start: Array | int, size: int) -> Float[Array, "*B T size"]:
     columns = lax.dynamic_slice_in_dim(layer.kernel, start, size, axis=1)
-    offset = widen(lax.dynamic_slice_in_dim(layer.bias, start, size, axis=0))
+    offset = at_least_float32(lax.dynamic_slice_in_dim(layer.bias, start, size, axis=0))
     return _product(how, layer.hidden, columns) + jnp.expand_dims(
         offset, range(layer.hidden.ndim - 1)
     )
@@ -209,19 +216,19 @@ def _product(how: _How, hidden: Array, columns: Array) -> Array:
         is_double = jnp.float64 in (hidden.dtype, columns.dtype)
         dtype = jnp.float64 if is_double else jnp.float32
         hidden, columns = hidden.astype(dtype), columns.astype(dtype)
-    dtype = widen(hidden).dtype
+    dtype = at_least_float32(hidden).dtype
     return jnp.matmul(hidden, columns, precision=how.precision, preferred_element_type=dtype)
 
 
-def _normaliser(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-    """As of `scores.normaliser`; the sum of each block is brought to the largest logit so far."""
+def _normalizer(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
+    """As of `normalizer.normalizer`; the sum of each block is brought to the largest logit so far."""
 
     def one(carry: tuple[Array, Array], start: Array | int, size: int) -> tuple[Array, Array]:
         largest, total = carry
         logits = _logits(how, layer, start, size)
         new = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        here = jnp.sum(jnp.exp(logits - finite_scale(new)[..., None]), axis=-1)
-        return new, total * jnp.exp(largest - finite_scale(new)) + here
+        here = jnp.sum(jnp.exp(logits - safe_max(new)[..., None]), axis=-1)
+        return new, total * jnp.exp(largest - safe_max(new)) + here
 
     shape = layer.hidden.shape[:-1]
     dtype = jax.eval_shape(lambda: _logits(how, layer, 0, 1)).dtype
@@ -230,12 +237,12 @@ def _normaliser(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[A
         jnp.zeros_like(layer.hidden, dtype, shape),
     )
     largest, total = _over_blocks(how, one, nothing, layer.bias.shape[0])
-    return finite_scale(largest), jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
+    return safe_max(largest), jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
 
 
-def _less(logits: Float[Array, "*B T M"], normaliser: tuple[Array, Array]) -> Array:
+def _less(logits: Float[Array, "*B T M"], normalizer: tuple[Array, Array]) -> Array:
     """Log-probabilities; one after the other, for their sum would round."""
-    largest, log_sum = normaliser
+    largest, log_sum = normalizer
     return (logits - largest[..., None]) - log_sum[..., None]
 
 
@@ -244,7 +251,7 @@ def _few_scores(how: _How, layer: _Layer, labels: Int[Array, "*B N"]) -> Float[A
     first = jnp.full_like(labels[..., :1], how.blank, shape=(*labels.shape[:-1], 1))
     ids = jnp.concatenate([first, labels], axis=-1)
     columns = jnp.moveaxis(layer.kernel.at[:, ids].get(mode="clip"), 0, -2)
-    offset = widen(layer.bias.at[ids].get(mode="clip"))
+    offset = at_least_float32(layer.bias.at[ids].get(mode="clip"))
     return _product(how, layer.hidden, columns) + offset[..., None, :]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Int, UInt32
 
-from jaxctc.sharding import varying_like
+from jaxctc._core.sharding import varying_like
 
 _ROWS = 32
 _NO, _ONE, _TWO = np.uint32(0), np.uint32(1), np.uint32(2)

@@ -1,22 +1,16 @@
 """The CTC loss, and the forward probabilities it is made of."""
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from jaxctc import _checks
-from jaxctc.derivatives import nan_where, value_semiring
-from jaxctc.lattice import Lattice, build_lattice, spread_over_classes
-from jaxctc.posteriors import log_rows, occupancies
-from jaxctc.recursions import Shares, shares, total
-from jaxctc.scores import Options, Reading, in_use, read, sum_over_frames, widen
-from jaxctc.semirings import LOG, MAX, Semiring
-from jaxctc.sharding import local_ids, sum_over
+from jaxctc._core.derivatives import negative_log_likelihood
+from jaxctc._core.emissions import prepare_inputs
+from jaxctc.posteriors import state_log_probs
 
 
 class LossAndForwardProbs(NamedTuple):
@@ -47,6 +41,7 @@ def ctc_loss(
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
     vocab_axis_name: str | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "*B"]:
     r"""Negative log-probability of `labels`, summed over all their alignments, in nats.
 
@@ -90,6 +85,9 @@ def ctc_loss(
         all devices of the axis: labels and `blank_id`, which count all classes, and the loss.
         They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
+      implementation: static; which schedule of the recursion computes the loss. "xla" is plain
+        operations, for every platform; None leaves the choice to the library, which is the same
+        today. Values agree to rounding.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -103,7 +101,7 @@ def ctc_loss(
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
         `log_epsilon` is not one number, `wildcard_id` is negative or the blank,
         `vocab_axis_name` does not name an axis that `jax.shard_map` knows the classes to vary
-        over.
+        over, `implementation` is not known.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:
@@ -134,20 +132,26 @@ def ctc_loss(
       peaky and more accurate CTC forced alignment by label priors". Wildcard: after the star of
       Pratap et al. 2022, "Star temporal classification".
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
-        vocab_axis_name,
-    )
     _checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
     epsilon = _checks.number("ctc_loss", "log_epsilon", log_epsilon)
-    reading, inputs = read("ctc_loss", logits, logit_paddings, labels, label_paddings, options)
-    return without_infinity(_compiled_loss(reading, max_approx, inputs), epsilon, zero_infinity)
+    config, inputs = prepare_inputs(
+        "ctc_loss",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
+        vocab_axis_name=vocab_axis_name,
+        implementation=implementation,
+    )
+    loss = negative_log_likelihood(config, max_approx, inputs)
+    return without_infinity(loss, epsilon, zero_infinity)
 
 
 def ctc_loss_with_forward_probs(
@@ -193,10 +197,19 @@ def ctc_loss_with_forward_probs(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
-    function, options = "ctc_loss_with_forward_probs", Options(blank_id, logits_normalized)
+    function = "ctc_loss_with_forward_probs"
     epsilon = _checks.number(function, "log_epsilon", log_epsilon)
-    reading, inputs = read(function, logits, logit_paddings, labels, label_paddings, options)
-    loss, rows = _compiled_loss(reading, False, inputs), log_rows(reading, inputs, backward=False)
+    config, inputs = prepare_inputs(
+        function,
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+    )
+    loss = negative_log_likelihood(config, False, inputs)
+    rows = state_log_probs(config, inputs, backward=False)
     epsilon = epsilon.astype(loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
@@ -208,134 +221,3 @@ def without_infinity(
     """What an infeasible pair costs instead, if the options say so."""
     infinite = jnp.zeros_like(loss) if zero_infinity else -epsilon.astype(loss.dtype)
     return jnp.where(loss == jnp.inf, infinite, loss)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled_loss(
-    reading: Reading, max_approx: bool, inputs: _checks.CtcInputs
-) -> Float[Array, "*B"]:
-    return _plain_loss(reading, inputs, MAX) if max_approx else _loss(reading, inputs)
-
-
-# Values come from WIDE, which JAX cannot differentiate, so each has its rule. The loss has two
-# levels of them, both forward, from which JAX makes reverse mode and every mixture:
-#
-#   loss                 moves by ⟨gradient, movement of the logits⟩, where the gradient is computed
-#                        in the same scans; it is all that reverse mode keeps
-#   (loss, gradient)     moves as the same pair computed in LOG, through which JAX differentiates,
-#                        once for second derivatives, and again for any after them
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss(reading: Reading, inputs: _checks.CtcInputs) -> Float[Array, "*B"]:
-    semiring = value_semiring(inputs)
-    lattice = build_lattice(inputs, reading)
-    return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
-
-
-@_loss.defjvp
-def _loss_jvp(reading, primals, tangents):
-    (inputs,) = primals
-    loss, gradient = loss_and_gradient(reading, inputs)
-    movement = _along(gradient, tangents[0].logits, inputs.is_frame)
-    return loss, sum_over(reading.vocab_axis, movement)
-
-
-# The checkpoint is there for reverse mode to keep its three arguments as they are, the gradient
-# in the dtype of the logits, and not what the product makes of them on the way.
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _along(gradient: Array, movement: Array, is_frame: Array) -> Float[Array, "*B"]:
-    return jnp.sum(widen(gradient) * widen(in_use(movement, is_frame)), axis=(-2, -1))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def loss_and_gradient(
-    reading: Reading, inputs: _checks.CtcInputs
-) -> tuple[Float[Array, "*B"], Float[Array, "*B T K"]]:
-    """Of each example, the gradient of its own loss."""
-    semiring = value_semiring(inputs)
-    lattice = build_lattice(inputs, reading)
-    classes = inputs.logits.shape[-1]
-    folded = _is_folded(reading, classes, lattice)
-    whole, parts = shares(lattice, semiring, classes if folded else None)
-    log_total = semiring.decode(whole)
-    gradient = _gradient(reading, inputs, lattice, log_total > -jnp.inf, parts)
-    return _nats(log_total, lattice, reading), gradient
-
-
-@loss_and_gradient.defjvp
-def _loss_and_gradient_jvp(reading, primals, tangents):
-    (inputs,) = primals
-
-    def plain(logits):
-        moved = inputs._replace(logits=logits)
-        loss, pullback = jax.vjp(lambda moved: _plain_loss(reading, moved, LOG), moved)
-        return loss, pullback(jnp.ones_like(loss))[0].logits
-
-    movement = in_use(tangents[0].logits, inputs.is_frame)
-    _, slopes = jax.jvp(plain, (inputs.logits,), (movement,))
-    return loss_and_gradient(reading, inputs), slopes
-
-
-def _plain_loss(
-    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring
-) -> Float[Array, "*B"]:
-    """The loss in operations that JAX differentiates, to any order; in LOG or MAX."""
-    inputs = inputs._replace(logits=in_use(inputs.logits, inputs.is_frame))
-    lattice = build_lattice(inputs, reading)
-    return _nats(semiring.decode(total(lattice, semiring)), lattice, reading)
-
-
-def _is_folded(reading: Reading, classes: int, lattice: Lattice) -> bool:
-    """Whether the recursion sums shares of labels to shares of classes, and not the gradient.
-
-    With few classes, tables of labels would be what takes the most memory. The recursion is the
-    same on all devices that classes are spread over, the classes are not.
-    """
-    return classes <= lattice.labels.shape[-1] and reading.vocab_axis is None
-
-
-def _nats(log_total: Float[Array, "*B"], lattice: Lattice, reading: Reading) -> Float[Array, "*B"]:
-    impossible = log_total == -jnp.inf
-    loss = 0 - (log_total + sum_over_frames(lattice.offsets))  # and not -0
-    if not reading.logits_normalized:
-        # Rounding can take a confident model's loss below 0. Subtracting the excess as a
-        # constant brings back 0 and leaves the gradient alone, as a maximum would not.
-        loss -= lax.stop_gradient(jnp.minimum(loss, jnp.zeros_like(loss)))
-    loss = jnp.where(impossible, jnp.full_like(loss, jnp.inf), loss)
-    # A factor, not a select: it makes the gradient NaN too.
-    return loss * nan_where(lattice.is_broken, loss)
-
-
-def _gradient(
-    reading: Reading,
-    inputs: _checks.CtcInputs,
-    lattice: Lattice,
-    feasible: Bool[Array, "*B"],
-    parts: Shares,
-) -> Float[Array, "*B T K"]:
-    """softmax - occupancy, or -occupancy alone where the logits are log-probabilities."""
-    classes, axis = inputs.logits.shape[-1], reading.vocab_axis
-    found = occupancies(lattice, feasible, parts)
-    column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
-    by_class = found.label
-    if not _is_folded(reading, classes, lattice):
-        labels = local_ids(lattice.labels, classes, axis)
-        by_class = spread_over_classes(found.label, labels, classes)
-    blank = local_ids(jnp.asarray(reading.blank, jnp.int32), classes, axis)
-    by_class = jnp.where(column == blank, found.blank[..., None], by_class)
-    if found.gap is not None:
-        absorbed = jnp.sum(found.gap, axis=-1, keepdims=True)
-        by_class = jnp.where(column == reading.wildcard, absorbed, by_class)
-
-    gradient = -by_class
-    if not reading.logits_normalized:
-        scale, offset = (jnp.moveaxis(part, 0, -1) for part in (lattice.scales, lattice.offsets))
-        # The normaliser takes the same differences; without the barrier XLA would share them, as
-        # an array the size of the logits.
-        scale = lax.optimization_barrier(scale)
-        gradient += jnp.exp((widen(inputs.logits) - scale[..., None]) + offset[..., None])
-    broken = nan_where(lattice.is_broken, gradient)[..., None, None]
-    counts = inputs.is_frame & (feasible | lattice.is_broken)[..., None]
-    gradient = jnp.where(counts[..., None], gradient * broken, jnp.zeros_like(gradient))
-    return gradient.astype(inputs.logits.dtype)

@@ -17,14 +17,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks
+from jaxctc._core.normalizer import at_least_float32, mask_padding
+from jaxctc._core.semirings import LOG
 from jaxctc.beam_search import prefix_beam_search
 from jaxctc.classification import cross_entropy
 from jaxctc.error_rates import edit_distance
 from jaxctc.loss import ctc_loss
 from jaxctc.padding import paddings_to_lengths
 from jaxctc.posteriors import posteriors
-from jaxctc.scores import in_use, widen
-from jaxctc.semirings import LOG
 
 Per = Literal["example", "label", "frame", "example_and_label", "none"]
 
@@ -97,7 +97,7 @@ def reduce_loss(
     """
     function = "reduce_loss"
     _checks.flags(function, drop_infeasible=drop_infeasible)
-    values = widen(_checks.real(function, "loss", loss))
+    values = at_least_float32(_checks.real(function, "loss", loss))
     counts = ~_checks.paddings(function, "example_paddings", example_paddings, values.shape)
     if drop_infeasible:
         counts &= values != jnp.inf
@@ -144,7 +144,7 @@ def focal_loss(
       2019, "Focal CTC loss for Chinese optical character recognition on unbalanced datasets",
       section 3.
     """
-    values = widen(_checks.real("focal_loss", "loss", loss))
+    values = at_least_float32(_checks.real("focal_loss", "loss", loss))
     gamma = _checks.number("focal_loss", "gamma", gamma).astype(values.dtype)
     # Where the power has no derivative, or 0 times infinity is in the way, it is not taken.
     is_inside = (values > 0) & (values < jnp.inf)
@@ -426,7 +426,7 @@ def _distributions(
     scores = _checks.class_scores(function, "logits", logits)
     padded = _checks.paddings(function, "logit_paddings", logit_paddings, scores.shape[:-1])
     nothing = padded | jnp.all(scores == -jnp.inf, axis=-1)
-    return widen(in_use(scores, ~nothing)), nothing
+    return at_least_float32(mask_padding(scores, ~nothing)), nothing
 
 
 def _lengths(

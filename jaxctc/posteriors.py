@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
-from jaxctc import _checks, recursions
-from jaxctc.derivatives import nan_where, value_semiring, with_log_derivative
-from jaxctc.lattice import Lattice, as_given, build_lattice
-from jaxctc.paths import frame_ids, sample_paths
-from jaxctc.scores import Options, Reading, read
-from jaxctc.semirings import Number, Semiring
+from jaxctc import _checks
+from jaxctc._core import kernels
+from jaxctc._core.derivatives import nan_where, value_semiring, with_log_derivative
+from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order, prepare_inputs
+from jaxctc._core.occupancies import solve
+from jaxctc._core.paths import frame_ids, sample_paths
+from jaxctc._core.recursion import entropy, log_rows
+from jaxctc._core.semirings import Semiring
 
 
 class StateLogProbs(NamedTuple):
@@ -82,19 +84,21 @@ def forward_log_probs(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "forward_log_probs",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
-    reading, inputs = read(
-        "forward_log_probs", logits, logit_paddings, labels, label_paddings, options
-    )
-    return log_rows(reading, inputs, backward=False)
+    return state_log_probs(config, inputs, backward=False)
 
 
 def backward_log_probs(
@@ -144,19 +148,21 @@ def backward_log_probs(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, β.
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "backward_log_probs",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
-    reading, inputs = read(
-        "backward_log_probs", logits, logit_paddings, labels, label_paddings, options
-    )
-    return log_rows(reading, inputs, backward=True)
+    return state_log_probs(config, inputs, backward=True)
 
 
 def posteriors(
@@ -172,6 +178,7 @@ def posteriors(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    implementation: str | None = None,
 ) -> Posteriors:
     r"""How likely it is, given the labels, that a frame belongs to each of them or is a blank.
 
@@ -184,7 +191,7 @@ def posteriors(
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
       blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
-      wildcard_id, wildcard_penalty: as there.
+      wildcard_id, wildcard_penalty, implementation: as there.
 
     Returns:
       `(blank, label)`, differentiable, labels in the places where they were given. Blank and
@@ -205,17 +212,22 @@ def posteriors(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 4.2.
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "posteriors",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
+        implementation=implementation,
     )
-    reading, inputs = read("posteriors", logits, logit_paddings, labels, label_paddings, options)
-    return _posteriors(reading, inputs)
+    return _posteriors(config, inputs)
 
 
 def expected_durations(
@@ -255,19 +267,21 @@ def expected_durations(
       >>> expected_durations(jnp.zeros((2, 2)), None, jnp.array([1]), None).round(4)
       Array([1.3333], dtype=float32)
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "expected_durations",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
-    reading, inputs = read(
-        "expected_durations", logits, logit_paddings, labels, label_paddings, options
-    )
-    return jnp.sum(_posteriors(reading, inputs).label, axis=-2)
+    return jnp.sum(_posteriors(config, inputs).label, axis=-2)
 
 
 def alignment_entropy(
@@ -314,19 +328,21 @@ def alignment_entropy(
       Liu, Jin and Zhang 2018, "Connectionist temporal classification with maximum entropy
       regularization", section 3.
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
+    config, inputs = prepare_inputs(
+        "alignment_entropy",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
-    reading, inputs = read(
-        "alignment_entropy", logits, logit_paddings, labels, label_paddings, options
-    )
-    return _entropy(reading, inputs)
+    return _entropy(config, inputs)
 
 
 def sample_alignments(
@@ -369,94 +385,71 @@ def sample_alignments(
       >>> sample_alignments(key, jnp.zeros((3, 2)), None, labels, None, num_samples=2).tolist()
       [[1, 0, 1], [1, 0, 1]]
     """
-    options = Options(
-        blank_id,
-        logits_normalized,
-        label_loop,
-        label_priors,
-        prior_scale,
-        wildcard_id,
-        wildcard_penalty,
-    )
-    reading, inputs = read(
-        "sample_alignments", logits, logit_paddings, labels, label_paddings, options
+    config, inputs = prepare_inputs(
+        "sample_alignments",
+        logits,
+        logit_paddings,
+        labels,
+        label_paddings,
+        blank_id=blank_id,
+        logits_normalized=logits_normalized,
+        label_loop=label_loop,
+        label_priors=label_priors,
+        prior_scale=prior_scale,
+        wildcard_id=wildcard_id,
+        wildcard_penalty=wildcard_penalty,
     )
     count = _checks.count("sample_alignments", "num_samples", num_samples)
-    return _samples(reading, count, wildcard_id, key, jax.tree.map(lax.stop_gradient, inputs))
+    samples = _samples(config, count, key, jax.tree.map(lax.stop_gradient, inputs))
+    return samples[..., : config.num_frames]
 
 
 # What the rest of the library builds on; not re-exported.
 
 
 @with_log_derivative
-def log_rows(
-    reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring, *, backward: bool
+def state_log_probs(
+    config: Config, inputs: Inputs, semiring: Semiring, *, backward: bool
 ) -> StateLogProbs:
-    """The rows of one pass in nats, NaN throughout for a broken example."""
-    lattice = build_lattice(inputs, reading)
-    offsets = lax.cumsum(lattice.offsets, axis=0, reverse=backward)[..., None]
-    factor = nan_where(lattice.is_broken, offsets)[None, ..., None]
+    """log alpha or log beta of all frames, NaN throughout where the loss is."""
+    lattice = build_lattice(inputs, config)
+    log_normalizer = jnp.moveaxis(lattice.log_normalizer, -1, 0)
+    offsets = -lax.cumsum(log_normalizer, axis=0, reverse=backward)[..., None]
+    factor = nan_where(lattice.has_nan, offsets)[None, ..., None]
+    rows = log_rows(lattice.problem, semiring, label_loop=config.label_loop, backward=backward)
 
-    def in_nats(number: Number) -> Array:
-        row = semiring.decode(number)
-        return jnp.where(row == -jnp.inf, row, row + offsets) * factor
+    def in_nats(row: Array) -> Array:
+        row = jnp.where(row == -jnp.inf, row, row + offsets) * factor
+        return row[: config.num_frames]
 
-    rows = recursions.rows(lattice, semiring, backward=backward)
-    return StateLogProbs(in_nats(rows.blank), in_nats(rows.label))
-
-
-class Occupancies(NamedTuple):
-    """Shares of the total, batch leading, 0 in padded frames and where the total is zero."""
-
-    blank: Float[Array, "*B T"]
-    label: Float[Array, "*B T N"]
-    """Packed labels, or what they were folded to."""
-    gap: Float[Array, "*B T N+1"] | None
-    """Of the wildcard in each gap; None without wildcards."""
-
-
-def occupancies(
-    lattice: Lattice, feasible: Bool[Array, "*B"], shares: recursions.Shares
-) -> Occupancies:
-    """Shares of the total, and what they leave for the blanks."""
-    taken = jnp.sum(shares.label, axis=-1)
-    if shares.gap is not None:
-        taken += jnp.sum(shares.gap, axis=-1)
-    # Below the rounding of that sum, what is left is nothing.
-    left = 1 - taken
-    left = jnp.where(left > 8 * jnp.finfo(left.dtype).eps, left, jnp.zeros_like(left))
-    counts = jnp.moveaxis(lattice.is_frame, 0, -1) & feasible[..., None]
-    return Occupancies(jnp.where(counts, left, jnp.zeros_like(left)), shares.label, shares.gap)
+    return StateLogProbs(*map(in_nats, rows))
 
 
 @with_log_derivative
-def _entropy(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring) -> Float[Array, "*B"]:
-    lattice = build_lattice(inputs, reading)
-    entropy = recursions.entropy(lattice, semiring)
-    return entropy * nan_where(lattice.is_broken, entropy)
+def _entropy(config: Config, inputs: Inputs, semiring: Semiring) -> Float[Array, "*B"]:
+    lattice = build_lattice(inputs, config)
+    found = entropy(lattice.problem, semiring, label_loop=config.label_loop)
+    return found * nan_where(lattice.has_nan, found)
 
 
 @with_log_derivative
-def _posteriors(reading: Reading, inputs: _checks.CtcInputs, semiring: Semiring) -> Posteriors:
-    lattice = build_lattice(inputs, reading)
-    whole, shares = recursions.shares(lattice, semiring)
-    found = occupancies(lattice, semiring.decode(whole) > -jnp.inf, shares)
+def _posteriors(config: Config, inputs: Inputs, semiring: Semiring) -> Posteriors:
+    lattice = build_lattice(inputs, config)
+    _, found = solve(lattice.problem, config, semiring)
     values = found.label
-    if found.gap is not None:
-        values = jnp.concatenate([values, found.gap], axis=-1)
-    factor = nan_where(lattice.is_broken, values)[..., None]
-    return Posteriors(found.blank * factor, as_given(lattice, values * factor[..., None], 0))
+    if found.wildcard is not None:
+        values = jnp.concatenate([values, found.wildcard], axis=-1)
+    factor = nan_where(lattice.has_nan, values)[..., None]
+    label = in_given_order(lattice, values * factor[..., None], 0)
+    return Posteriors(
+        (found.blank * factor)[..., : config.num_frames], label[..., : config.num_frames, :]
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _samples(
-    reading: Reading,
-    count: int,
-    wildcard_id: int | None,
-    key: PRNGKeyArray,
-    inputs: _checks.CtcInputs,
-) -> Int[Array, "*B S T"]:
-    lattice, semiring = build_lattice(inputs, reading), value_semiring(inputs)
-    found = semiring.decode(recursions.total(lattice, semiring)) > -jnp.inf
-    drawn = sample_paths(key, lattice, semiring, num_samples=count)
-    return frame_ids(lattice, reading, drawn, found, wildcard_id)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _samples(config: Config, count: int, key: PRNGKeyArray, inputs: Inputs) -> Int[Array, "*B S T"]:
+    lattice, semiring = build_lattice(inputs, config), value_semiring(inputs)
+    problem, loop = lattice.problem, config.label_loop
+    found = kernels.log_total(problem, label_loop=loop) > -jnp.inf
+    drawn = sample_paths(key, problem, semiring, label_loop=loop, num_samples=count)
+    return frame_ids(lattice, config, drawn, found)

@@ -22,9 +22,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, UInt32
 
+from jaxctc._core.normalizer import normalizer, safe_max
+from jaxctc._core.sharding import varying_like
 from jaxctc.language_models import LanguageModel
-from jaxctc.scores import finite_scale, normaliser
-from jaxctc.sharding import varying_like
 
 
 class Prefixes(NamedTuple):
@@ -110,7 +110,7 @@ def next_prefixes(
     """
     log_probs = frame.astype(prefixes.blank.dtype)
     if not pruning.logits_normalized:
-        largest, log_sum = normaliser(log_probs, pruning.blank)
+        largest, log_sum = normalizer(log_probs, pruning.blank)
         log_probs = (log_probs - largest) - log_sum
     adds = used
     if pruning.blank_threshold is not None:
@@ -270,7 +270,7 @@ def _rotated(bits: UInt32[Array, "W 2"], by: int) -> UInt32[Array, "W 2"]:
 def _centred(prefixes: Prefixes) -> Prefixes:
     """Brings the best prefix to 0, where float32 is precise, and counts what was taken off."""
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
-    best = finite_scale(jnp.max(total))
+    best = safe_max(jnp.max(total))
     before, lost = prefixes.offset
     after = before + best
     part = after - before

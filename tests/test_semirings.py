@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxctc.semirings import LOG, MAX, UNTIDY, WIDE, ZERO, Wide
+from jaxctc._core.semirings import LOG, MAX, MAX_UNNORMALIZED_STEPS, WIDE, ZERO, Wide
 
 SEMIRINGS = {"LOG": LOG, "MAX": MAX, "WIDE": WIDE}
 TRIPLES = np.array([*itertools.product([-np.inf, -3.0, -0.5, 0.0, 2.0], repeat=3)], np.float32)
@@ -68,8 +68,8 @@ def test_plus_against_float64(semiring, count):
 @pytest.mark.parametrize("semiring", [LOG, WIDE], ids=["LOG", "WIDE"])
 def test_share(semiring):
     a, b, total = (number(semiring, value) for value in (-700.0, -30.0, -729.0))
-    np.testing.assert_allclose(semiring.share(a, b, total), np.exp(-1), rtol=1e-4)
-    assert semiring.share(constant(semiring.zero), b, total) == 0
+    np.testing.assert_allclose(semiring.occupancy(a, b, total), np.exp(-1), rtol=1e-4)
+    assert semiring.occupancy(constant(semiring.zero), b, total) == 0
 
 
 @each
@@ -79,9 +79,9 @@ def test_over_undoes_times(semiring, a, b):
     a, b = (number(semiring, value) for value in (a, b))
     product = semiring.times(a, b)
     if semiring.decode(product) == -jnp.inf:
-        assert semiring.decode(semiring.over(zero, b)) == -jnp.inf
+        assert semiring.decode(semiring.divide(zero, b)) == -jnp.inf
     else:
-        found = semiring.decode(semiring.over(product, b))
+        found = semiring.decode(semiring.divide(product, b))
         np.testing.assert_allclose(found, semiring.decode(a), rtol=1e-5, atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_wide_encodes_any_gap(smallest, error):
     wide = WIDE.encode(jnp.asarray(gaps), jnp.zeros_like(gaps))
     np.testing.assert_allclose(exact_log(wide), np.float64(gaps), rtol=0, atol=error)
     assert ((wide.mantissa > 0.707106) & (wide.mantissa < 1.414215)).all()
-    tidy = WIDE.tidy(wide)
+    tidy = WIDE.normalize(wide)
     assert ((tidy.mantissa >= 1) & (tidy.mantissa < 2)).all()
     np.testing.assert_allclose(exact_log(tidy), exact_log(wide), rtol=1e-15)
 
@@ -154,31 +154,31 @@ def test_wide_zero_stays_zero():
     for product in (WIDE.times(zero, zero), WIDE.times(zero, rest), WIDE.times(tiny, rest)):
         assert product.exponent == ZERO
     for _ in range(100):
-        for _ in range(UNTIDY):
+        for _ in range(MAX_UNNORMALIZED_STEPS):
             zero = WIDE.times(WIDE.plus(zero, zero, zero), number(WIDE, -0.1))
-        zero = WIDE.tidy(zero)
+        zero = WIDE.normalize(zero)
         assert WIDE.decode(zero) == -jnp.inf
         assert WIDE.decode(WIDE.plus(zero, rest)) == WIDE.decode(rest)
-    assert int(zero.exponent) < ZERO + 1.6 * 100 * UNTIDY
+    assert int(zero.exponent) < ZERO + 1.6 * 100 * MAX_UNNORMALIZED_STEPS
 
 
 @pytest.mark.parametrize("score", [-0.3465, 0.0, -0.347, -1e5])
 def test_wide_stays_exact_between_tidyings(score):
     """The largest and the smallest mantissas that there can be, and what is added to them."""
     emission, weight = number(WIDE, score), constant(WIDE.one)
-    for _ in range(UNTIDY):
+    for _ in range(MAX_UNNORMALIZED_STEPS):
         weight = WIDE.times(WIDE.plus(weight, weight, weight), emission)
     lone = constant(WIDE.one)
-    for _ in range(UNTIDY):
+    for _ in range(MAX_UNNORMALIZED_STEPS):
         lone = WIDE.times(lone, emission)
-    truth = UNTIDY * np.array([np.log(3) + np.float32(score), np.float32(score)])
+    truth = MAX_UNNORMALIZED_STEPS * np.array([np.log(3) + np.float32(score), np.float32(score)])
     for found, expected in zip((weight, lone), truth, strict=True):
         np.testing.assert_allclose(exact_log(found), expected, rtol=1e-6, atol=1e-5)
     both = WIDE.plus(weight, lone, lone)
     np.testing.assert_allclose(
         exact_log(both), np.logaddexp(truth[0], truth[1] + np.log(2)), rtol=1e-6, atol=1e-5
     )
-    square = WIDE.share(weight, weight, WIDE.times(weight, weight))
+    square = WIDE.occupancy(weight, weight, WIDE.times(weight, weight))
     np.testing.assert_allclose(square, 1, rtol=1e-6)
 
 
@@ -189,7 +189,9 @@ def test_wide_products_and_sums_do_not_drift(rng):
     def step(weight, gap):
         emission = WIDE.encode(gap, jnp.zeros_like(gap))
         first, second = (jax.tree.map(lambda part, i=i: part[i], emission) for i in range(2))
-        return WIDE.tidy(WIDE.times(WIDE.plus(weight, WIDE.times(weight, first)), second)), None
+        return WIDE.normalize(
+            WIDE.times(WIDE.plus(weight, WIDE.times(weight, first)), second)
+        ), None
 
     weight, _ = jax.lax.scan(step, constant(WIDE.one), jnp.asarray(gaps))
     truth = np.sum(np.log1p(np.exp(np.float64(gaps[:, 0]))) + np.float64(gaps[:, 1]))

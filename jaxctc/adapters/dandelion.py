@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc import _checks, classification, decoding, error_rates, loss
-from jaxctc.scores import log_where_possible, widen
+from jaxctc._core.normalizer import at_least_float32, log_where_possible
 
 
 def ctc_cost_logscale(
@@ -404,7 +404,7 @@ def _paddings(
 
 
 def _log(probs: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
-    log_probs, is_possible = log_where_possible(widen(probs))
+    log_probs, is_possible = log_where_possible(at_least_float32(probs))
     return jnp.where(is_possible, log_probs, jnp.full_like(log_probs, -jnp.inf))
 
 

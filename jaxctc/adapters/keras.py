@@ -8,10 +8,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from jaxctc import _checks, loss
+from jaxctc._core.normalizer import at_least_float32, mask_padding
 from jaxctc.beam_search import prefix_beam_search
 from jaxctc.decoding import greedy_decode
 from jaxctc.padding import lengths_to_paddings
-from jaxctc.scores import in_use, widen
 
 
 def ctc_loss(
@@ -120,7 +120,7 @@ def ctc_decode(
         _checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
     if strategy == "greedy":
         best = greedy_decode(logits, paddings, blank_id=blank, label_loop=merge_repeated)
-        largest = jnp.max(widen(in_use(logits, ~paddings)), axis=-1)
+        largest = jnp.max(at_least_float32(mask_padding(logits, ~paddings)), axis=-1)
         return best.labels[None], -jnp.sum(largest, axis=-1, keepdims=True)
 
     if not merge_repeated:

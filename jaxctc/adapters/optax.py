@@ -6,8 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
 from jaxctc import _checks, loss
+from jaxctc._core.semirings import LOG
 from jaxctc.loss import LossAndForwardProbs
-from jaxctc.semirings import LOG
 
 
 def ctc_loss(

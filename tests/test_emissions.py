@@ -5,22 +5,22 @@ import pytest
 from oracles import assert_close
 
 import jaxctc
-from jaxctc.scores import normaliser
+from jaxctc._core.normalizer import normalizer
 
 ctc_loss = jax.jit(jaxctc.ctc_loss, static_argnames="wildcard_id")
 forced_align = jax.jit(jaxctc.forced_align)
 
 
-def test_normaliser_of_a_large_offset_is_exact(rng):
+def test_normalizer_of_a_large_offset_is_exact(rng):
     logits = np.round(rng.normal(size=(5, 7)) * 64).astype(np.float32) / 64
-    largest, log_sum = normaliser(jnp.asarray(logits), 0)
-    far, far_log_sum = normaliser(jnp.asarray(logits + np.float32(1e4)), 0)
+    largest, log_sum = normalizer(jnp.asarray(logits), 0)
+    far, far_log_sum = normalizer(jnp.asarray(logits + np.float32(1e4)), 0)
     np.testing.assert_array_equal(far, largest + 1e4)
     np.testing.assert_array_equal(far_log_sum, log_sum)
 
 
-def test_normaliser_of_nothing_possible():
-    largest, log_sum = normaliser(jnp.full((2, 3), -jnp.inf), 0)
+def test_normalizer_of_nothing_possible():
+    largest, log_sum = normalizer(jnp.full((2, 3), -jnp.inf), 0)
     np.testing.assert_array_equal((largest, log_sum), 0)
 
 

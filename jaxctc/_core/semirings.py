@@ -1,6 +1,6 @@
 """How path weights combine: `times` along a path, `plus` across paths.
 
-One recursion over the lattice gives the loss, its gradient or the best path, according to the
+One recursion over the graph gives the loss, its gradient or the best path, according to the
 semiring it runs in (Mohri 2002, "Semiring frameworks and algorithms for shortest-distance
 problems"). The numbers of a semiring are a pytree of arrays of one shape: one array of logarithms
 for LOG and MAX, a mantissa and an exponent for WIDE.
@@ -9,12 +9,12 @@ LOG and MAX are differentiable to every order, and safely so. JAX's own `logadde
 gradient where all terms are -inf, and its `maximum` splits the gradient of a tie. Here
 
     LOG   a sum of zeros alone is zero, with gradient 0 towards each;
-          of others, gradients are the terms' shares of the sum
+          of others, each term's gradient is its part of the sum
     MAX   of equal terms one gets the whole gradient, so that the gradient of a best-path score
           is always one path
 
 WIDE is not differentiable: it takes numbers apart by their bits. Whatever leaves it carries a
-derivative rule of its own (`jaxctc.loss`, `jaxctc.derivatives`).
+derivative rule of its own (`derivatives`).
 """
 
 import functools
@@ -31,8 +31,8 @@ Number = Any
 """A pytree of arrays of one shape; which, the semiring knows."""
 
 
-UNTIDY = 20
-"""How many times a number may be multiplied and added up before it has to be tidied."""
+MAX_UNNORMALIZED_STEPS = 20
+"""How many products, and sums of three, a number may go through before it is normalized."""
 
 
 class Semiring(NamedTuple):
@@ -52,18 +52,27 @@ class Semiring(NamedTuple):
     """The number `exp(score - scale)`, for scores that are not above their scale."""
     decode: Callable[[Number], Array]
     """The logarithm of a number."""
-    tidy: Callable[[Number], Number]
-    """The same number, so that the next `UNTIDY` products and sums of three are safe."""
-    share: Callable[[Number, Number, Number], Array]
+    normalize: Callable[[Number], Number]
+    """The same number, safe for the next `MAX_UNNORMALIZED_STEPS` products and sums of three."""
+    occupancy: Callable[[Number, Number, Number], Array]
     """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
-    over: Callable[[Number, Number], Number]
-    """What it takes times the second number to have the first; zero where the first is."""
+    divide: Callable[[Number, Number], Number]
+    """The first number by the second, which is not zero; zero where the first is."""
 
 
-def share_of(way: Number, whole: Number, semiring: Semiring) -> Array:
-    """What one way has of the weight of all."""
-    one = jax.tree.map(jnp.full_like, whole, semiring.one)
-    return semiring.share(way, one, whole)
+def ratio(part: Number, total: Number, semiring: Semiring) -> Array:
+    """`part / total` as an ordinary float; anything finite where `total` is zero."""
+    one = jax.tree.map(jnp.full_like, total, semiring.one)
+    return semiring.occupancy(part, one, total)
+
+
+def where(condition: Array, constant: Number, number: Number) -> Number:
+    """A constant of the semiring where the condition holds, the number elsewhere."""
+    return jax.tree.map(
+        lambda part, value: jnp.where(condition, jnp.asarray(value, part.dtype), part),
+        number,
+        constant,
+    )
 
 
 def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
@@ -107,12 +116,12 @@ def _identity(number: Array) -> Array:
     return number
 
 
-def _log_share(a: Array, b: Array, total: Array) -> Array:
+def _log_occupancy(a: Array, b: Array, total: Array) -> Array:
     total = jnp.where(total == -jnp.inf, jnp.zeros_like(total), total)
     return jnp.exp(a + b - total)
 
 
-def _log_over(a: Array, b: Array) -> Array:
+def _log_divide(a: Array, b: Array) -> Array:
     return jnp.where(a == -jnp.inf, a, a - b)
 
 
@@ -124,9 +133,9 @@ LOG = Semiring(
     sum=_log_sum,
     encode=jnp.subtract,
     decode=_identity,
-    tidy=_identity,
-    share=_log_share,
-    over=_log_over,
+    normalize=_identity,
+    occupancy=_log_occupancy,
+    divide=_log_divide,
 )
 """Sums over paths: log-probabilities."""
 
@@ -145,18 +154,19 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # needed on the way, for powers of two are made by writing bits.
 #
 # Mantissas have room to spare, so products and sums leave them as they come, and exponents do not
-# depend on them; only now and then a number is tidied.
+# depend on them; a number is normalized only now and then.
 #
 # Invariants
-#   m     in [1, 2) when tidy, in [0.7, 1.42) when encoded (up to rounding). A sum of three has at
-#         least the m of a term, at most three times the largest. So behind `UNTIDY` frames m lies
-#         between 2^-11 and 2^43: sums, which drop what is 2^127 times smaller by its exponent,
-#         lose nothing that counts, and a product of two such numbers does not overflow
+#   m     in [1, 2) when normalized, in [0.7, 1.42) when encoded (up to rounding). A sum of three has
+#         at least the m of a term, at most three times the largest. So after
+#         `MAX_UNNORMALIZED_STEPS` frames m lies between 2^-11 and 2^43: sums, which drop what is
+#         2^127 times smaller by its exponent, lose nothing that counts, and a product of two such
+#         numbers does not overflow
 #   zero  is every number whose e is not above SMALLEST. Encoded zeros have e = ZERO, and products
 #         nothing less, so that no int32 overflows; sums of zeros may rise from there, by 1.6 a
-#         frame when tidied, and stay below SMALLEST for a million frames. A tiny number in the
+#         frame when normalized, and stay below SMALLEST for a million frames. A tiny number in the
 #         place of zero would make an infeasible pair cost thousands of nats, with a gradient
-#   NaN   may become anything; it is carried outside (`Lattice.is_broken`)
+#   NaN   may become anything; it is carried outside (`emissions.Lattice.has_nan`)
 
 
 class Wide(NamedTuple):
@@ -221,7 +231,7 @@ def _wide_times(a: Wide, b: Wide) -> Wide:
     return Wide(a.mantissa * b.mantissa, jnp.maximum(a.exponent + b.exponent, ZERO))
 
 
-def _wide_tidy(number: Wide) -> Wide:
+def _wide_normalize(number: Wide) -> Wide:
     bits = lax.bitcast_convert_type(number.mantissa, jnp.int32)
     carry = (bits >> _MANTISSA_BITS) - _BIAS
     one = _BIAS << _MANTISSA_BITS
@@ -245,13 +255,13 @@ def _wide_sum(terms: Wide) -> Wide:
     return Wide(jnp.sum(scaled, axis=-1), largest)
 
 
-def _wide_share(a: Wide, b: Wide, total: Wide) -> Array:
+def _wide_occupancy(a: Wide, b: Wide, total: Wide) -> Array:
     both = _wide_times(a, b)
     exponent = jnp.minimum(both.exponent - total.exponent, _BIAS)
     return both.mantissa / total.mantissa * _power_of_two(exponent)
 
 
-def _wide_over(a: Wide, b: Wide) -> Wide:
+def _wide_divide(a: Wide, b: Wide) -> Wide:
     exponent = a.exponent - b.exponent
     zero = jnp.full_like(exponent, ZERO)
     return Wide(a.mantissa / b.mantissa, jnp.where(a.exponent > SMALLEST, exponent, zero))
@@ -265,8 +275,8 @@ WIDE = Semiring(
     sum=_wide_sum,
     encode=_wide_encode,
     decode=_wide_decode,
-    tidy=_wide_tidy,
-    share=_wide_share,
-    over=_wide_over,
+    normalize=_wide_normalize,
+    occupancy=_wide_occupancy,
+    divide=_wide_divide,
 )
 """Sums over paths, exact to float32 at any magnitude; not differentiable."""

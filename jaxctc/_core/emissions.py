@@ -1,0 +1,309 @@
+"""From the arguments of a public function to the problem that the recursion solves.
+
+Log-probabilities, label priors and wildcards are ways to arrive at scores. What comes after them
+(the recursion and its derivatives) knows scores only, so JAX differentiates through
+`prepare_inputs` by itself.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc import _checks
+from jaxctc._core.classes import read_columns
+from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
+from jaxctc._core.problem import Problem
+from jaxctc._core.semirings import LOG
+from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
+from jaxctc.padding import (
+    is_emittable,
+    is_repeat,
+    lengths_to_paddings,
+    pack_left,
+    paddings_to_lengths,
+)
+
+
+class Config(NamedTuple):
+    """The static part of a call."""
+
+    blank: int
+    logits_normalized: bool
+    label_loop: bool = True
+    wildcard: int | None = None
+    """The id that stands for a wildcard among the labels; None without wildcards."""
+    vocab_axis: str | None = None
+    """The axis of the mesh that the classes are sharded over; None for all of them in one place."""
+    implementation: str | None = None
+    """Which of `kernels.IMPLEMENTATIONS` computes the loss; None leaves the choice to them."""
+    num_frames: int = -1
+    """As given; 0 where one padded frame stands for none."""
+
+
+class Scores(NamedTuple):
+    """What is differentiated."""
+
+    logits: Float[Array, "*B T K"]
+    """Log-probabilities, of any sum, if the config says `logits_normalized`."""
+    gap: Float[Array, "*B T"] | None
+    """What a frame in which a wildcard absorbs everything but the blank scores more than the
+    largest class; None without wildcards."""
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call, checked."""
+
+    scores: Scores
+    is_frame: Bool[Array, "*B T"]
+    labels: Int[Array, "*B N"]
+    """As given, wildcards among them."""
+    is_label: Bool[Array, "*B N"]
+    """False for padding."""
+
+
+class Lattice(NamedTuple):
+    """A problem, and what belongs to it beside the recursion."""
+
+    problem: Problem
+    labels: Int[Array, "*B N"]
+    """Class ids, packed to the left, without padding and wildcards."""
+    log_normalizer: Float[Array, "*B T"]
+    """Nats by which every path scores too much in the frame, so that log p(class) is
+    (score - frame_max) - log_normalizer. 0 in padded frames."""
+    has_nan: Bool[Array, "*B"]
+    """True where NaN or +inf stands among the scores of the frames in use."""
+    packed_index: Int[Array, "*B N"]
+    """Where each label as given stands: a label among the packed ones; the wildcard of gap g at
+    N + g; padding, and all wildcards of a gap but the first, at 2 N + 1."""
+
+
+def prepare_inputs(
+    function: str,
+    logits: Float[ArrayLike, "*B T K"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None,
+    labels: Int[ArrayLike, "*B N"],
+    label_paddings: Shaped[ArrayLike, "*B N"] | None,
+    *,
+    blank_id: int,
+    logits_normalized: bool,
+    label_loop: bool = True,
+    label_priors: Float[ArrayLike, "... K"] | None = None,
+    prior_scale: Float[ArrayLike, ""] = 1.0,
+    wildcard_id: int | None = None,
+    wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    vocab_axis_name: str | None = None,
+    implementation: str | None = None,
+) -> tuple[Config, Inputs]:
+    """The arguments of a public function, checked; see `jaxctc.ctc_loss` for what they mean."""
+    given = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    _checks.inputs_not_explicit(function, given)
+    num_frames, given = given.logits.shape[-2], pad_empty_time_axis(given)
+    axis = _checks.vocab_axis(function, vocab_axis_name, given.logits)
+    blank = _checks.class_id(function, "blank_id", blank_id, number_of_classes(given.logits, axis))
+    _checks.flags(function, logits_normalized=logits_normalized, label_loop=label_loop)
+    _checks.implementation(function, implementation)
+    config = Config(
+        blank,
+        logits_normalized,
+        label_loop,
+        vocab_axis=axis,
+        implementation=implementation,
+        num_frames=num_frames,
+    )
+    scores, is_frame = given.logits, given.is_frame
+    if label_priors is not None:
+        scores = _log_probs(mask_padding(scores, is_frame), config)
+        config = config._replace(logits_normalized=True)
+        priors = _checks.per_class(function, "label_priors", label_priors, scores.shape)
+        scale = _checks.number(function, "prior_scale", prior_scale)
+        scores -= _scaled(priors.astype(scores.dtype), scale.astype(scores.dtype))
+    gap = None
+    if wildcard_id is not None:
+        if axis is not None:
+            remedy = "A wildcard takes what all classes have together: they must lie in one place."
+            _checks.fail(
+                function, "wildcard_id", "be None with vocab_axis_name", wildcard_id, remedy
+            )
+        config = config._replace(wildcard=_checks.wildcard(function, wildcard_id, blank))
+        penalty = _checks.number(function, "wildcard_penalty", wildcard_penalty)
+        gap = _score_of_all_but(blank, mask_padding(scores, is_frame))
+        gap -= penalty.astype(gap.dtype)
+    return config, Inputs(Scores(scores, gap), is_frame, given.labels, given.is_label)
+
+
+def pad_empty_time_axis(given: _checks.CtcInputs) -> _checks.CtcInputs:
+    """One padded frame for an input without frames: scans have to index something."""
+    if given.logits.shape[-2] > 0:
+        return given
+    *batch, _, classes = given.logits.shape
+    return given._replace(
+        logits=jnp.zeros_like(given.logits, shape=(*batch, 1, classes)),
+        is_frame=jnp.zeros_like(given.is_frame, shape=(*batch, 1)),
+    )
+
+
+def mask_scores(scores: Scores, is_frame: Bool[Array, "*B T"]) -> Scores:
+    """The scores, or their tangents, 0 in padded frames whatever stood there."""
+    gap = scores.gap
+    if gap is not None:
+        gap = jnp.where(is_frame, gap, jnp.zeros_like(gap))
+    return Scores(mask_padding(scores.logits, is_frame), gap)
+
+
+def build_lattice(inputs: Inputs, config: Config) -> Lattice:
+    """The graphs of a batch, and what their states score.
+
+    Padding is taken off what is left of K classes, not off the logits, which spares a pass over
+    them. That is right for values. For JAX to differentiate through here, NaN in padded frames
+    has to be gone before (`mask_scores`), because a select does not stop it in a derivative.
+    """
+    logits, is_frame = inputs.scores.logits, inputs.is_frame
+    is_wildcard = jnp.zeros_like(inputs.is_label)
+    if config.wildcard is not None:
+        is_wildcard = inputs.is_label & (inputs.labels == config.wildcard)
+    is_own = inputs.is_label & ~is_wildcard
+    labels = pack_left(inputs.labels, is_own)
+    scores, columns, blank = _scores_in_one_place(logits, labels, config)
+    count = varying_like(paddings_to_lengths(~is_own), scores, is_frame, labels)
+    classes = number_of_classes(logits, config.vocab_axis)
+    is_label = is_emittable(labels, classes, config.blank)
+    is_label &= ~lengths_to_paddings(count, labels.shape[-1])
+
+    blank_scores = at_least_float32(scores[..., blank])
+    if not config.logits_normalized:
+        # NaN if any class is NaN or +inf
+        frame_max, log_normalizer = normalizer(logits, config.blank, config.vocab_axis)
+    else:
+        if config.wildcard is None:
+            largest = jnp.maximum(blank_scores, _max_over_labels(scores, columns, is_label))
+        else:
+            largest = at_least_float32(jnp.max(scores, axis=-1))
+        frame_max = safe_max(largest)  # NaN and +inf pass into it
+        log_normalizer = -frame_max
+    problem = Problem(
+        scores=scores,
+        columns=columns,
+        frame_max=frame_max,
+        blank_scores=blank_scores,
+        gap_scores=inputs.scores.gap,
+        in_gap=None if config.wildcard is None else _gaps(is_wildcard, is_own),
+        is_label=is_label,
+        # Without loops, two frames of a class are two labels.
+        can_skip=~is_repeat(labels, count) | (not config.label_loop),
+        is_frame=is_frame,
+        label_count=count,
+    )
+    return Lattice(
+        problem=problem,
+        labels=labels,
+        log_normalizer=jnp.where(is_frame, log_normalizer, jnp.zeros_like(log_normalizer)),
+        has_nan=jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1),
+        packed_index=_packed_index(is_own, is_wildcard),
+    )
+
+
+def in_given_order(
+    lattice: Lattice, values: Shaped[Array, "*B R P"], fill: int | float
+) -> Shaped[Array, "*B R N"]:
+    """Values of packed labels (and, after them, of gaps) where the labels were given.
+
+    `fill` where there is none: for padding, and for wildcards if there are no values of gaps.
+    """
+    width = values.shape[-1]
+    last = jnp.full_like(values, fill, shape=(*values.shape[:-1], 1))
+    index = jnp.minimum(lattice.packed_index, jnp.asarray(width, jnp.int32))
+    return read_columns(jnp.concatenate([values, last], axis=-1), index)
+
+
+def _scores_in_one_place(
+    logits: Float[Array, "*B T K"], labels: Int[Array, "*B N"], config: Config
+) -> tuple[Float[Array, "*B T M"], Int[Array, "*B N"], int]:
+    """Scores, and the columns in which the labels and the blank stand.
+
+    They are the logits themselves or, if classes are sharded, blank and labels alone, each from
+    the one device that has it.
+    """
+    classes, axis = logits.shape[-1], config.vocab_axis
+    if axis is None:
+        last_class = jnp.asarray(classes - 1, jnp.int32)
+        return logits, jnp.clip(labels, jnp.zeros_like(last_class), last_class), config.blank
+    blank = jnp.full_like(labels, config.blank, shape=(*labels.shape[:-1], 1))
+    ids = local_ids(jnp.concatenate([blank, labels], axis=-1), classes, axis)
+    here = read_columns(logits, ids)
+    here = jnp.where((ids < classes)[..., None, :], here, jnp.zeros_like(here))
+    columns = jnp.broadcast_to(jnp.arange(1, ids.shape[-1], dtype=jnp.int32), labels.shape)
+    return sum_over(axis, here), columns, 0
+
+
+def _max_over_labels(
+    scores: Float[Array, "*B T M"], columns: Int[Array, "*B N"], is_label: Bool[Array, "*B N"]
+) -> Float[Array, "*B T"]:
+    """Largest score of a label, by way of the shorter of two tables."""
+    classes = scores.shape[-1]
+    if classes <= columns.shape[-1]:
+        counts = _is_spelt(columns, is_label, classes)
+    else:
+        counts, scores = is_label, read_columns(scores, columns)
+    scores = jnp.where(counts[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
+    return at_least_float32(jnp.max(scores, axis=-1, initial=-jnp.inf))
+
+
+def _is_spelt(columns: Array, is_label: Array, classes: int) -> Bool[Array, "*B K"]:
+    @functools.partial(jnp.vectorize, signature="(n),(n)->(k)")
+    def one(columns, is_label):
+        return jnp.zeros_like(is_label, shape=(classes,)).at[columns].max(is_label, mode="drop")
+
+    return one(columns, is_label)
+
+
+def _gaps(is_wildcard: Bool[Array, "*B N"], is_own: Bool[Array, "*B N"]) -> Bool[Array, "*B N+1"]:
+    """Whether a wildcard stands in gap g, which comes after g labels."""
+
+    @functools.partial(jnp.vectorize, signature="(n),(n)->(m)")
+    def one(is_wildcard, gap):
+        gaps = jnp.zeros_like(is_wildcard, shape=(gap.shape[0] + 1,))
+        return gaps.at[gap].max(is_wildcard, mode="drop")
+
+    return one(is_wildcard, jnp.cumsum(is_own, axis=-1, dtype=jnp.int32))
+
+
+def _packed_index(
+    is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]
+) -> Int[Array, "*B N"]:
+    labels = is_own.shape[-1]
+    before = jnp.cumsum(is_own, axis=-1, dtype=jnp.int32)
+    wildcards = jnp.cumsum(is_wildcard, axis=-1, dtype=jnp.int32) - is_wildcard.astype(jnp.int32)
+    at_the_last_label = lax.cummax(
+        jnp.where(is_own, wildcards, jnp.zeros_like(wildcards)), wildcards.ndim - 1
+    )
+    is_first = is_wildcard & (wildcards == at_the_last_label)
+    nowhere = jnp.full_like(before, 2 * labels + 1)
+    return jnp.where(is_own, before - 1, jnp.where(is_first, labels + before, nowhere))
+
+
+def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "*B T K"]:
+    if config.logits_normalized:
+        return at_least_float32(logits)
+    largest, log_sum = normalizer(logits, config.blank, config.vocab_axis)
+    return (at_least_float32(logits) - largest[..., None]) - log_sum[..., None]
+
+
+def _scaled(priors: Float[Array, "*B 1 K"], scale: Float[Array, ""]) -> Float[Array, "*B 1 K"]:
+    """The product, where no infinity moves with the scale, and each is 0 at a scale of 0."""
+    infinite, zero = jnp.isinf(priors), jnp.zeros_like(priors)
+    finite_part = scale * jnp.where(infinite, zero, priors)
+    rest = jnp.where(infinite & (scale != 0), priors, zero)
+    return finite_part + lax.stop_gradient(scale) * rest
+
+
+def _score_of_all_but(blank: int, scores: Float[Array, "*B T K"]) -> Float[Array, "*B T"]:
+    """Of all classes but the blank together, less the largest score of a frame."""
+    scores = at_least_float32(scores)
+    scores -= safe_max(jnp.max(scores, axis=-1))[..., None]
+    column = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    is_blank = jnp.expand_dims(column == blank, range(scores.ndim - 1))
+    return LOG.sum(jnp.where(is_blank, jnp.full_like(scores, -jnp.inf), scores))

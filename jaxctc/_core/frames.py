@@ -1,0 +1,193 @@
+"""Walks over the frames of a problem: reads their emissions, a chunk at a time, and scans them.
+
+Emissions are made for a chunk of frames at once, which is one gather where frame by frame it would
+be many, and never for all frames, which would be a table of the size of T times N.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Int
+
+from jaxctc._core.problem import Problem, label_scores
+from jaxctc._core.semirings import Number, Semiring
+
+CHUNK = 16
+"""Frames whose emissions are read at once."""
+MAX_RESIDENT_BYTES = 1 << 26
+"""What a backward pass needs from all frames is kept up to this size, else only checkpoints."""
+
+
+class Emissions(NamedTuple):
+    """y_t of one frame or, with an axis in front, of several."""
+
+    blank: Number
+    """[*B, 1], the same for all blanks; [*B, N+1] where wildcards stand beside some."""
+    label: Number
+    """[*B, N]"""
+    is_frame: Bool[Array, "*B 1"]
+    frame: Int[Array, ""]
+    """Which frame it is."""
+
+
+def emissions(
+    problem: Problem, first: Int[Array, ""] | int, count: int, semiring: Semiring
+) -> Emissions:
+    """y_t of `count` frames from the first one on, frames leading."""
+    first = jnp.asarray(first, jnp.int32)
+
+    def rows(part: Array) -> Array:
+        part = lax.dynamic_slice_in_dim(part, first, count, axis=-1)
+        return jnp.moveaxis(part, -1, 0)[..., None]
+
+    frame_max = rows(problem.frame_max)
+    blank = semiring.encode(rows(problem.blank_scores), frame_max)
+    if problem.gap_scores is not None and problem.in_gap is not None:
+        in_gap = problem.in_gap[None]
+        gap = semiring.encode(rows(problem.gap_scores), jnp.zeros_like(frame_max))
+        either = semiring.plus(blank, gap)
+        blank = jax.tree.map(lambda a, b: jnp.where(in_gap, a, b), either, blank)
+    scores = jnp.moveaxis(label_scores(problem, first, count), -2, 0)
+    return Emissions(
+        blank,
+        semiring.encode(scores, frame_max),
+        rows(problem.is_frame),
+        first + jnp.arange(count, dtype=jnp.int32),
+    )
+
+
+def scan_frames(
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    read: Callable[[Array, int], Emissions],
+    count: int,
+    *,
+    first: Array | int = 0,
+    new: Array | int = 0,
+    seen: Any = None,
+    backward: bool = False,
+) -> tuple[Any, Any]:
+    """`lax.scan` of `step(carry, (y, seen))` over frames, whose emissions are read chunk by chunk.
+
+    `read(first, size)` are the `emissions` of some frames, `seen` is anything else with an axis of
+    `count` frames in front. Frames before `new` are padded.
+
+    Returns:
+      The last carry and what the steps returned, frames leading.
+    """
+    plan = _Chunks.of(count, CHUNK)
+
+    def chunk(carry: Any, given: Any) -> tuple[Any, Any]:
+        index, seen = given
+        y = read(first + plan.begin(index), plan.size)
+        is_new = y.frame >= jnp.maximum(first + index * plan.size, new)
+        is_new = jnp.expand_dims(is_new, range(1, y.is_frame.ndim))
+        y = y._replace(is_frame=y.is_frame & is_new)
+        return lax.scan(step, carry, (y, seen), reverse=backward)
+
+    return plan.scan(chunk, carry, seen, backward=backward)
+
+
+def checkpointed_scan(
+    forward: Callable[[Any, Any], tuple[Any, Any]],
+    backward: Callable[[Any, Any], tuple[Any, Any]],
+    start: Any,
+    start_backward: Callable[[Any], Any],
+    read: Callable[[Array, int], Emissions],
+    frames: int,
+    *,
+    interval: int,
+) -> tuple[Any, Any]:
+    """Goes forward over all frames, and back over what the forward pass has seen.
+
+    `forward(alpha, (y, None))` returns the next alpha and what `backward` is to know of this
+    frame; `start_backward` makes the first carry of the backward pass from the last alpha;
+    `backward(carry, (y, seen))` returns the next carry and an output.
+
+    Alpha is kept at every `interval`-th frame at most (a checkpoint), and what was seen in one such
+    stretch: it is computed again when the backward pass comes to it. With a single stretch all of
+    it is kept and nothing computed twice.
+
+    Returns:
+      The last alpha and the outputs, frames leading.
+    """
+    plan = _Chunks.of(frames, interval)
+
+    def there(alpha: Any, index: Array | int) -> tuple[Any, Any]:
+        place = {"first": plan.begin(index), "new": index * plan.size}
+        return scan_frames(forward, alpha, read, plan.size, **place)
+
+    def back(carry: Any, seen: Any, index: Array | int) -> tuple[Any, Any]:
+        place = {"first": plan.begin(index), "new": index * plan.size}
+        return scan_frames(backward, carry, read, plan.size, **place, seen=seen, backward=True)
+
+    if plan.number == 1:
+        last, seen = there(start, 0)
+        return last, back(start_backward(last), seen, 0)[1]
+
+    indices = jnp.arange(plan.number, dtype=jnp.int32)
+    last, checkpoints = lax.scan(
+        lambda alpha, index: (there(alpha, index)[0], alpha), start, indices
+    )
+
+    def again(carry: Any, given: tuple[Any, Array]) -> tuple[Any, Any]:
+        alpha, index = given
+        return back(carry, there(alpha, index)[1], index)
+
+    _, outputs = lax.scan(again, start_backward(last), (checkpoints, indices), reverse=True)
+    return last, jax.tree.map(plan.in_order, outputs)
+
+
+def checkpoint_interval(frames: int, bytes_per_frame: int) -> int:
+    """All frames, if what is seen of them fits, or so many that memory grows with their root."""
+    fits = frames * bytes_per_frame <= MAX_RESIDENT_BYTES
+    return frames if fits else 2 * math.isqrt(frames)
+
+
+class _Chunks(NamedTuple):
+    """Cuts `count` frames into chunks of equal size; the last one overlaps the one before it.
+
+    A frame in the overlap belongs to the earlier chunk.
+    """
+
+    count: int
+    number: int
+    size: int
+
+    @classmethod
+    def of(cls, count: int, most: int) -> "_Chunks":
+        number = -(-count // most)
+        return cls(count, number, -(-count // number))
+
+    def begin(self, index: Array | int) -> Array:
+        """The first frame of a chunk."""
+        last = jnp.asarray(self.count - self.size, jnp.int32)
+        return jnp.minimum(jnp.asarray(index * self.size, jnp.int32), last)
+
+    def scan(self, chunk: Any, carry: Any, seen: Any, *, backward: bool) -> tuple[Any, Any]:
+        """`chunk(carry, (index, seen of its frames))` for all chunks; outputs frames leading."""
+        if self.number == 1:
+            return chunk(carry, (0, seen))
+        indices = jnp.arange(self.number, dtype=jnp.int32)
+        given = indices, jax.tree.map(self.cut, seen)
+        carry, outputs = lax.scan(chunk, carry, given, reverse=backward)
+        return carry, jax.tree.map(self.in_order, outputs)
+
+    def cut(self, rows: Array) -> Array:
+        """`[count, …]` to `[number, size, …]`."""
+        whole = (self.number - 1) * self.size
+        chunks = rows[:whole].reshape(self.number - 1, self.size, *rows.shape[1:])
+        return jnp.concatenate([chunks, rows[None, self.count - self.size :]])
+
+    def in_order(self, chunks: Array) -> Array:
+        """`[number, size, …]` to `[count, …]`."""
+        twice = self.number * self.size - self.count
+        rows = chunks.reshape(self.number * self.size, *chunks.shape[2:])
+        if twice == 0:
+            return rows
+        whole = (self.number - 1) * self.size
+        return jnp.concatenate([rows[:whole], rows[whole + twice :]])

@@ -1,0 +1,78 @@
+"""The implementations of the loss, each a module with two functions and one refusal.
+
+    unsupported(problem, *, label_loop)      why it cannot solve a problem, or None
+    log_total(problem, *, label_loop)        log of the weight of all paths, `[B]`, in nats; -inf
+                                             where there is none
+    log_total_and_occupancies(problem, *, label_loop, by_column)
+                                             the same, the occupancies of the labels, `[B, T, N]`,
+                                             and those of the gaps, `[B, T, N+1]`, or None without
+                                             wildcards
+
+An occupancy is the part of the weight that passes through a state in a frame; 0 in padded frames,
+where nothing stands, and where the total is zero. A gap's is that of blank and wildcard together.
+`by_column` sums those of labels that stand in the same column of the scores, `[B, T, M]`. Problems
+have one axis of batch; `label_loop` and `by_column` are static. A kernel is never differentiated:
+`derivatives` do that in plain operations.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from jaxctc._core.kernels import reference, xla_blocked
+from jaxctc._core.problem import Problem
+
+IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": xla_blocked, "reference": reference}
+
+
+def resolve(implementation: str | None, problem: Problem, *, label_loop: bool) -> ModuleType:
+    """The module that solves a problem: the one asked for or, if it cannot, the reference."""
+    kernel = IMPLEMENTATIONS[implementation or "xla"]
+    if kernel.unsupported(problem, label_loop=label_loop) is not None:
+        return reference
+    return kernel
+
+
+def log_total(
+    problem: Problem, *, label_loop: bool, implementation: str | None = None
+) -> Float[Array, "*B"]:
+    """Log of the weight of all paths, in nats, for any axes of batch."""
+    kernel = resolve(implementation, problem, label_loop=label_loop)
+    with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
+        solve = lambda problem: kernel.log_total(problem, label_loop=label_loop)  # noqa: E731
+        return _with_one_batch_axis(solve, problem)
+
+
+def log_total_and_occupancies(
+    problem: Problem,
+    *,
+    label_loop: bool,
+    by_column: bool = False,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "*B"], Float[Array, "*B T N"], Float[Array, "*B T N+1"] | None]:
+    """The same, and the occupancies of labels and gaps."""
+    kernel = resolve(implementation, problem, label_loop=label_loop)
+
+    def solve(problem: Problem) -> Any:
+        return kernel.log_total_and_occupancies(problem, label_loop=label_loop, by_column=by_column)
+
+    with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
+        return _with_one_batch_axis(solve, problem)
+
+
+def _with_one_batch_axis(solve: Callable[[Problem], Any], problem: Problem) -> Any:
+    """Maps over all axes of batch but the last, and makes one where there is none.
+
+    Not folded into one, which would gather a batch that is sharded over two of them.
+    """
+    axes = problem.label_count.ndim
+    if axes == 0:
+        one = jax.tree.map(lambda part: part[None], problem)
+        return jax.tree.map(lambda part: part[0], solve(one))
+    for _ in range(axes - 1):
+        solve = jax.vmap(solve)
+    return solve(problem)

@@ -1,0 +1,544 @@
+"""The schedule that XLA:CPU runs fastest, in plain operations that run everywhere: WIDE, chunked.
+
+Both passes of forward-backward advance in one loop, alpha over the graph and beta as alpha of its
+mirror image beside it, and meet in the middle (`recursion.total`). For occupancies they then
+exchange their states and go on, each through the half of the frames that the other has come
+through. Of that half only the states before every chunk of frames were kept; the rest is computed
+again, a chunk at a time.
+
+    first half    alpha →                        ← beta
+                  |chunk|chunk|chunk|  middle  |chunk|chunk|chunk|
+    second half   ← beta, over alpha again       alpha, over beta again →
+
+Emissions are made for a chunk at once, which keeps them in the cache and several cores busy, as one
+frame would not. After a chunk, numbers have to be normalized. If chunks do not divide the frames,
+the halves overlap in the middle: a shared frame counts for the half whose start is nearer and is
+padding for the other.
+
+Processors compute in vectors along the minor-most axis: that of the labels or, for many examples
+with few labels, that of the examples (`Layout`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from jaxctc._core.classes import read_frames, sum_by_class
+from jaxctc._core.normalizer import at_least_float32
+from jaxctc._core.problem import Problem, mask_labels
+from jaxctc._core.recursion import (
+    Alpha,
+    Transitions,
+    initial,
+    neighbours,
+    predecessors,
+    sum_of_products,
+    transition,
+    transitions,
+    without_edge,
+)
+from jaxctc._core.semirings import MAX_UNNORMALIZED_STEPS, WIDE, Number
+
+VECTOR = 8
+"""Numbers that XLA:CPU computes at once."""
+MANY_EXAMPLES = 2 * VECTOR
+"""So many examples fill whole vectors."""
+FEW_LABELS = 24
+"""So few labels do not."""
+
+
+def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
+    """Why this schedule cannot solve a problem; None if it can."""
+    del label_loop
+    return "has no float64" if problem.frame_max.dtype == jnp.float64 else None
+
+
+def log_total(problem: Problem, *, label_loop: bool) -> Float[Array, "B"]:
+    """One pass over half of the frames; nothing is stored."""
+    pair = _Pair.of(problem, label_loop)
+    met = _run_first_half(pair).alpha
+    return WIDE.decode(_total_at_middle(met, pair))
+
+
+def log_total_and_occupancies(
+    problem: Problem, *, label_loop: bool, by_column: bool
+) -> tuple[Float[Array, "B"], Float[Array, "B T N"], Float[Array, "B T N+1"] | None]:
+    """By column, labels are summed a chunk at a time, where that saves a table of all labels.
+
+    Otherwise the labels' scores are read only once: they wait where the occupancies will stand.
+    """
+    pair = _Pair.of(problem, label_loop)
+    columns = problem.scores.shape[-1] if by_column and not pair.plan.layout.batch_minor else None
+    half = _run_first_half(pair, keeps_scores=columns is None, keeps_checkpoints=True)
+    total = _total_at_middle(half.alpha, pair)
+    label, gap = _run_second_half(pair, total, half, columns)
+
+    labels = problem.is_label.shape[-1]
+    if gap is not None:
+        gap = gap[..., : labels + 1]
+    if columns is None:
+        label = label[..., :labels]
+        if by_column:
+            label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
+    return WIDE.decode(total), label, gap
+
+
+# The plan: which axis is minor-most, and how frames are cut into chunks.
+
+
+class Layout(NamedTuple):
+    """Which axis lies minor-most: labels, `[…, B, F, N]`, or the batch, `[…, F, N, B]`."""
+
+    batch_minor: bool
+
+    @property
+    def labels(self) -> int:
+        """The axis of the labels, counted from the end."""
+        return -2 if self.batch_minor else -1
+
+    @property
+    def frames(self) -> int:
+        """The axis of the frames of a chunk, counted from the end."""
+        return self.labels - 1
+
+    def to_layout(self, part: Array, trailing: int) -> Array:
+        """Lays out an array that has so many axes after that of the batch."""
+        return jnp.moveaxis(part, -1 - trailing, -1) if self.batch_minor else part
+
+    def from_layout(self, part: Array, trailing: int) -> Array:
+        """Brings the axis of the batch back in front of so many axes."""
+        return jnp.moveaxis(part, -1, -1 - trailing) if self.batch_minor else part
+
+
+def choose_layout(batch: int, labels: int) -> Layout:
+    """The batch minor-most if it fills vectors and the labels do not."""
+    return Layout(batch_minor=batch >= MANY_EXAMPLES and 0 < labels <= FEW_LABELS)
+
+
+class ChunkPlan(NamedTuple):
+    """How the frames are cut into two halves, and each half into chunks of equal size."""
+
+    frames: int
+    num_chunks: int
+    """Of one half."""
+    chunk_size: int
+    """At most `MAX_UNNORMALIZED_STEPS`."""
+    layout: Layout
+
+    @classmethod
+    def of(cls, frames: int, layout: Layout) -> "ChunkPlan":
+        """The chunk count, at most 1.5 times the smallest possible, with the least overlap."""
+        half = -(-frames // 2)
+        fewest = -(-half // MAX_UNNORMALIZED_STEPS)
+        counts = range(fewest, fewest + -(-fewest // 2))
+        count = min(counts, key=lambda count: count * -(-half // count))
+        return cls(frames, count, -(-half // count), layout)
+
+    @property
+    def frames_per_half(self) -> int:
+        """With the overlap: at least half of the frames."""
+        return self.num_chunks * self.chunk_size
+
+    @property
+    def chunks(self) -> Int[Array, "num_chunks"]:
+        """Their numbers, from the outermost frames on."""
+        return jnp.arange(self.num_chunks, dtype=jnp.int32)
+
+    @property
+    def offsets(self) -> Int[Array, "chunk_size"]:
+        """Of the frames of a chunk, from its first one."""
+        return jnp.arange(self.chunk_size, dtype=jnp.int32)
+
+
+class _Pair(NamedTuple):
+    """The graph beside its mirror image, whose labels are reversed.
+
+    A step forward through the image is one backward through the graph. Frames are neither copied
+    nor reversed: whoever reads some says which for either of the two.
+    """
+
+    problem: Problem
+    columns: Int[Array, "2 B N"]
+    is_label: Bool[Array, "2 B N"]
+    in_gap: Bool[Array, "2 B N+1"] | None
+    forward: Transitions
+    """As `[2, …]`, laid out: towards the middle, in the first half."""
+    backward: Transitions
+    """Away from it, in the second half."""
+    start: Alpha
+    plan: ChunkPlan
+
+    @classmethod
+    def of(cls, problem: Problem, label_loop: bool) -> "_Pair":
+        batch, labels = problem.is_label.shape
+        layout = choose_layout(batch, labels)
+        if labels > 0 and not layout.batch_minor:
+            problem = _fill_up_vectors(problem)
+        forward, backward = (
+            transitions(problem, label_loop, backward=way) for way in (False, True)
+        )
+
+        def laid_out(part: Array) -> Array:
+            return layout.to_layout(part, 1)
+
+        def both(move: Transitions, there: Transitions, back: Transitions) -> Transitions:
+            can_skip = laid_out(_stack_reversed(there.can_skip, back.can_skip))
+            return move._replace(can_skip=can_skip, axis=layout.labels)
+
+        ends = (initial(problem, WIDE, backward=way) for way in (False, True))
+        in_gap = problem.in_gap
+        return cls(
+            problem=problem,
+            columns=_stack_reversed(problem.columns, problem.columns),
+            is_label=_stack_reversed(problem.is_label, problem.is_label),
+            in_gap=None if in_gap is None else _stack_reversed(in_gap, in_gap),
+            forward=both(forward, forward, backward),
+            backward=both(backward, backward, forward),
+            start=jax.tree.map(lambda *parts: laid_out(_stack_reversed(*parts)), *ends),
+            plan=ChunkPlan.of(problem.is_frame.shape[-1], layout),
+        )
+
+
+def _stack_reversed(part: Array, mirrored: Array) -> Array:
+    return jnp.stack([part, jnp.flip(mirrored, -1)])
+
+
+def _fill_up_vectors(problem: Problem) -> Problem:
+    """Labels filled up with padding.
+
+    XLA:CPU computes rows of labels in vectors, but one by one what is left over at the end of each
+    row, and everything in rows of less than sixteen.
+    """
+    labels = problem.is_label.shape[-1]
+    more = max(2 * VECTOR, -(-labels // VECTOR) * VECTOR) - labels
+
+    def filled(part: Array) -> Array:
+        return jnp.concatenate([part, jnp.zeros_like(part, shape=(*part.shape[:-1], more))], -1)
+
+    return problem._replace(
+        columns=filled(problem.columns),
+        is_label=filled(problem.is_label),
+        can_skip=filled(problem.can_skip),
+        in_gap=None if problem.in_gap is None else filled(problem.in_gap),
+    )
+
+
+# Tables `[B, R, M]` hold rows for chunks of both halves, in the order of the frames: those of the
+# graph from the top, those of the image from the bottom. In the overlap there is a row for each.
+
+
+def _allocate(pair: _Pair, width: int, *, num_chunks: int) -> Float[Array, "B R width"]:
+    zero = jnp.zeros_like(pair.problem.frame_max[..., :1, None])
+    rows = 2 * num_chunks * pair.plan.chunk_size
+    table = jnp.broadcast_to(zero, (zero.shape[0], rows, width))
+    return pair.plan.layout.to_layout(table, 2)
+
+
+def _starts(plan: ChunkPlan, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
+    """The first row of a chunk, of the graph and of its image; a short table holds one chunk."""
+    rows = table.shape[plan.layout.frames]
+    early = index * plan.chunk_size if rows > 2 * plan.chunk_size else jnp.zeros_like(index)
+    return early, rows - plan.chunk_size - early
+
+
+def _write_rows(plan: ChunkPlan, table: Array, early: Array, later: Array, index: Array) -> Array:
+    axis = table.ndim + plan.layout.frames
+    for part, start in zip((early, later), _starts(plan, table, index), strict=True):
+        table = lax.dynamic_update_slice_in_dim(table, part, start, axis)
+    return table
+
+
+def _write_chunk(plan: ChunkPlan, table: Array, parts: Array, index: Array) -> Array:
+    """Writes `[2, B, chunk_size, M]`; of the image the last frame comes first."""
+    later = jnp.flip(parts[1], plan.layout.frames)
+    return _write_rows(plan, table, parts[0], later, index)
+
+
+def _read_chunk(plan: ChunkPlan, table: Array, index: Array) -> Float[Array, "2 B chunk_size M"]:
+    axis = table.ndim + plan.layout.frames
+    early, later = (
+        lax.dynamic_slice_in_dim(table, start, plan.chunk_size, axis)
+        for start in _starts(plan, table, index)
+    )
+    return jnp.stack([early, jnp.flip(later, plan.layout.frames)])
+
+
+def _frames_in_order(plan: ChunkPlan, table: Array) -> Float[Array, "B T M"]:
+    """The rows that count, one for each frame."""
+    if 2 * plan.frames_per_half > plan.frames:
+        axis, later = table.ndim + plan.layout.frames, plan.frames // 2
+        end = 2 * plan.frames_per_half
+        parts = [
+            lax.slice_in_dim(table, 0, plan.frames - later, axis=axis),
+            lax.slice_in_dim(table, end - later, end, axis=axis),
+        ]
+        table = jnp.concatenate(parts, axis=axis)
+    return plan.layout.from_layout(table, 2)
+
+
+# Emissions of a chunk.
+
+
+class _Chunk(NamedTuple):
+    """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`."""
+
+    blank: Number
+    """[…, 1]; [..., N+1] where wildcards stand beside some blanks."""
+    label: Number
+    is_frame: Bool[Array, "2 B chunk_size 1"]
+
+
+def _gather_label_scores(pair: _Pair, table: Array, index: Array) -> tuple[Array, Array]:
+    """Reads what the labels score in a chunk; the same scores are left in the table.
+
+    The gather leaves the frames of a label side by side. Read straight from it, XLA:CPU would
+    compute emissions one by one; rows of the table it computes in vectors.
+    """
+    plan = pair.plan
+    early = index * plan.chunk_size
+    first = jnp.stack([early, plan.frames - plan.chunk_size - early])
+    columns = jnp.moveaxis(pair.columns, 0, -2)
+    scores = jnp.moveaxis(read_frames(pair.problem.scores, first, columns, plan.chunk_size), -3, 0)
+    # XLA:CPU would not vectorise what it computes along with a gather.
+    scores = at_least_float32(lax.optimization_barrier(scores))
+    early, later = plan.layout.to_layout(mask_labels(scores, pair.is_label), 2)
+    table = _write_rows(plan, table, early, later, index)
+    return table, _read_chunk(plan, table, index)
+
+
+def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]) -> _Chunk:
+    problem, plan = pair.problem, pair.plan
+    early = index * plan.chunk_size + plan.offsets
+    frames = jnp.stack([early, plan.frames - 1 - early])
+    is_nearer = jnp.stack([2 * early < plan.frames, 2 * early < plan.frames - 1])
+
+    def at(rows: Float[Array, "B T"]) -> Array:
+        found = rows.T.at[frames].get(mode="promise_in_bounds")
+        return plan.layout.to_layout(jnp.moveaxis(found, 2, 1)[..., None], 2)
+
+    frame_max = at(problem.frame_max)
+    blank = WIDE.encode(at(problem.blank_scores), frame_max)
+    label = WIDE.encode(scores, frame_max)
+    if problem.gap_scores is not None:
+        gap = WIDE.encode(at(problem.gap_scores), jnp.zeros_like(frame_max))
+        either = WIDE.plus(blank, gap)
+        in_gap = plan.layout.to_layout(pair.in_gap[..., None, :], 2)
+        blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
+    counts = plan.layout.to_layout(is_nearer[:, None, :, None], 2)
+    return lax.optimization_barrier(_Chunk(blank, label, at(problem.is_frame) & counts))
+
+
+def _frame_of(chunk: _Chunk, offset: Int[Array, ""], layout: Layout) -> _Chunk:
+    """Indexed here and not by the scan, whose slices would be copies."""
+
+    def at(part: Array) -> Array:
+        return lax.dynamic_index_in_dim(part, offset, part.ndim + layout.frames, keepdims=False)
+
+    return jax.tree.map(at, chunk)
+
+
+# The passes.
+
+
+class _FirstHalf(NamedTuple):
+    """What the passes leave when they meet."""
+
+    alpha: Alpha
+    table: Float[Array, "B R N"]
+    """Scores of the labels, of all chunks or of the last one."""
+    checkpoints: Alpha | None
+    """The states before each chunk."""
+
+
+class _History(NamedTuple):
+    """`history[t]` holds the states before frame t of a chunk; two slots are a double buffer."""
+
+    blank: Number | None
+    """Only where wildcards need it."""
+    label: Number
+
+
+def _run_first_half(
+    pair: _Pair, *, keeps_scores: bool = False, keeps_checkpoints: bool = False
+) -> _FirstHalf:
+    """Both passes up to where they meet."""
+    plan, labels = pair.plan, pair.problem.is_label.shape[-1]
+
+    def chunk(carry, index):
+        alpha, history, table = carry
+        table, scores = _gather_label_scores(pair, table, index)
+        y = _emissions(pair, index, scores)
+        after, history = _scan_chunk(pair, alpha, y, history)
+        return (_normalize(after), history, table), alpha if keeps_checkpoints else None
+
+    table = _allocate(pair, labels, num_chunks=plan.num_chunks if keeps_scores else 1)
+    carry = pair.start, _history_buffer(pair, pair.start, 2), table
+    (alpha, _, table), checkpoints = lax.scan(chunk, carry, plan.chunks)
+    return _FirstHalf(alpha, table, checkpoints)
+
+
+def _run_second_half(
+    pair: _Pair, total: Number, half: _FirstHalf, columns: int | None
+) -> tuple[Array, Array | None]:
+    """Each pass goes on through the other's frames, whose states are computed again by chunks.
+
+    Tables of the occupancies of labels (by column, if it is told how many there are) and of gaps.
+    """
+    plan, labels = pair.plan, pair.problem.is_label.shape[-1]
+
+    def chunk(carry, given):
+        alpha, ahead, behind, table, label, gap = carry
+        index, checkpoint = given
+        if columns is None:
+            scores = _read_chunk(plan, label, index)  # they wait where the occupancies go
+        else:
+            table, scores = _gather_label_scores(pair, table, index)
+        y = _emissions(pair, index, scores)
+        _, ahead = _scan_chunk(pair, checkpoint, y, ahead)
+        alpha, behind = _scan_chunk(pair, alpha, y, behind, back=True)
+        of_label = _occupancy(pair, ahead.label, behind.label, y.label, y, total)
+        if columns is None:
+            of_label = _unreverse(of_label, plan.layout)
+        else:
+            of_label = sum_by_class(of_label, pair.columns, columns)
+        label = _write_chunk(plan, label, of_label, index)
+        if gap is not None:
+            of_gap = _occupancy(pair, ahead.blank, behind.blank, y.blank, y, total)
+            gap = _write_chunk(plan, gap, _unreverse(of_gap, plan.layout), index)
+        return (_normalize(alpha), ahead, behind, table, label, gap), None
+
+    if columns is None:
+        label, table = half.table, None
+    else:
+        label, table = _allocate(pair, columns, num_chunks=plan.num_chunks), half.table
+    gap = None
+    if pair.in_gap is not None:
+        gap = _allocate(pair, labels + 1, num_chunks=plan.num_chunks)
+    history = _history_buffer(pair, half.alpha, plan.chunk_size + 1)
+    carry = _swap_halves(half.alpha, plan.layout), history, history, table, label, gap
+    given = plan.chunks, half.checkpoints
+    (*_, label, gap), _ = lax.scan(chunk, carry, given, reverse=True)
+    label = _frames_in_order(plan, label)
+    return label, None if gap is None else _frames_in_order(plan, gap)
+
+
+def _recorded(pair: _Pair, alpha: Alpha) -> _History:
+    return _History(None if pair.in_gap is None else alpha.blank, alpha.label)
+
+
+def _history_buffer(pair: _Pair, alpha: Alpha, slots: int) -> _History:
+    """Room for the states of so many frames.
+
+    It is a carry and not a scan output, because XLA fills outputs with zeros before every scan.
+    """
+    return jax.tree.map(
+        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (slots, *part.shape)),
+        _recorded(pair, alpha),
+    )
+
+
+def _scan_chunk(
+    pair: _Pair, alpha: Alpha, y: _Chunk, history: _History, *, back: bool = False
+) -> tuple[Alpha, _History]:
+    """Scans the frames of a chunk, forward or backward, and records the states between them.
+
+    The labels are read from the history and written there, and not carried, because XLA:CPU copies
+    what a loop carries from one turn to the next and does not change in its place.
+    """
+    plan = pair.plan
+    move = pair.backward if back else pair.forward
+    slots = jax.tree.leaves(history)[0].shape[0]
+
+    def slot(boundary):
+        in_turn = slots <= plan.chunk_size
+        return lax.rem(boundary, jnp.full_like(boundary, slots)) if in_turn else boundary
+
+    def record(alpha, history, boundary):
+        return jax.tree.map(
+            lambda many, one: lax.dynamic_update_index_in_dim(many, one, slot(boundary), 0),
+            history,
+            _recorded(pair, alpha),
+        )
+
+    def labels(history, boundary):
+        return jax.tree.map(
+            lambda many: lax.dynamic_index_in_dim(many, slot(boundary), 0, keepdims=False),
+            history.label,
+        )
+
+    def step(carry, offset):
+        blank, history = carry
+        before, after = (offset + 1, offset) if back else (offset, offset + 1)
+        frame = _frame_of(y, offset, plan.layout)
+        alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move)
+        return lax.optimization_barrier((alpha.blank, record(alpha, history, after))), None
+
+    ends = jnp.zeros_like(plan.offsets[0]), jnp.full_like(plan.offsets[0], plan.chunk_size)
+    first, last = reversed(ends) if back else ends
+    carry = alpha.blank, record(alpha, history, first)
+    (blank, history), _ = lax.scan(step, carry, plan.offsets, reverse=back)
+    return Alpha(blank, labels(history, last)), history
+
+
+def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions) -> Alpha:
+    """`recursion.forward_step`, not normalized.
+
+    Labels are read from the copy that shifts them, so that what they become can be written where
+    they were.
+    """
+    beside = _made_once_on_cpu(neighbours(alpha.label, move, WIDE))
+    alpha = Alpha(alpha.blank, without_edge(beside, move, first=not move.backward))
+    blank, label = predecessors(alpha, beside, move, WIDE)
+    emitted = Alpha(WIDE.times(WIDE.plus(*blank), y.blank), WIDE.times(WIDE.plus(*label), y.label))
+    return jax.tree.map(lambda new, old: jnp.where(y.is_frame, new, old), emitted, alpha)
+
+
+def _made_once_on_cpu(number: Number) -> Number:
+    """What is read at several places.
+
+    XLA:CPU would decide at each entry of each of them which side of the seam it is on. On a TPU
+    a barrier costs an eighth of the loss, by the compiler's estimate.
+    """
+    return lax.platform_dependent(
+        number, cpu=lax.optimization_barrier, default=lambda number: number
+    )
+
+
+def _normalize(alpha: Alpha) -> Alpha:
+    return lax.optimization_barrier(Alpha(*map(WIDE.normalize, alpha)))
+
+
+def _swap_halves(alpha: Alpha, layout: Layout) -> Alpha:
+    """Each half gets the states of the other, in its own order of labels."""
+    return jax.tree.map(lambda part: jnp.flip(jnp.flip(part, 0), layout.labels), alpha)
+
+
+def _total_at_middle(met: Alpha, pair: _Pair) -> Number:
+    layout = pair.plan.layout
+    sides = transition(met, pair.forward, WIDE), _swap_halves(met, layout)
+    arrived, beta = jax.tree.map(lambda part: layout.from_layout(part[0], 1), sides)
+    return sum_of_products(arrived, beta, WIDE)
+
+
+def _occupancy(
+    pair: _Pair, ahead: Number, behind: Number, emission: Number, y: _Chunk, total: Number
+) -> Float[Array, "2 B chunk_size N"]:
+    """alpha_t(s) · beta_t(s) / (y_t(s) · total); both passes have y_t, so one is divided by it."""
+    layout = pair.plan.layout
+    total = jax.tree.map(lambda part: layout.to_layout(part[None, :, None, None], 2), total)
+
+    def rows(number: Number, part: slice) -> Number:
+        return jax.tree.map(lambda many: jnp.moveaxis(many[part], 0, layout.frames), number)
+
+    alpha, beta = rows(ahead, slice(1, None)), rows(behind, slice(None, -1))
+    found = WIDE.occupancy(alpha, WIDE.divide(beta, emission), total)
+    counts = y.is_frame & (WIDE.decode(total) > -jnp.inf)
+    return jnp.where(counts, found, jnp.zeros_like(found))
+
+
+def _unreverse(parts: Float[Array, "2 B F N"], layout: Layout) -> Float[Array, "2 B F N"]:
+    """Labels of both in the order of the graph."""
+    return jnp.stack([parts[0], jnp.flip(parts[1], layout.labels)])

@@ -1,0 +1,78 @@
+"""Scores of single frames: their normaliser, their largest, and what padding leaves of them."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from jaxctc._core.sharding import local_ids, max_over, sum_over
+
+
+def at_least_float32(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Float64 as it is, anything narrower in float32."""
+    return scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
+
+
+def mask_padding(scores: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
+    """The scores, 0 in padded frames whatever stood there."""
+    return jnp.where(is_frame[..., None], scores, jnp.zeros_like(scores))
+
+
+def safe_max(largest: Array) -> Array:
+    """The largest score as a number that can be subtracted: 0 for -inf.
+
+    It is no part of a derivative: what is subtracted here is added again elsewhere.
+    """
+    largest = lax.stop_gradient(largest)
+    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+
+
+def normalizer(
+    logits: Float[Array, "*F K"], blank: int, vocab_axis: str | None = None
+) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:
+    """`(c, s)` with `logsumexp(logits) = c + s`, kept apart because the sum would round.
+
+    `c` is the largest logit and `s = log Σ exp(logits - c)`, in [0, log K]. Where `s` is next to 0
+    its last bits are kept if the blank is the class that is sure; otherwise it is right to 1e-7. A
+    frame of -inf alone has no distribution; (0, 0) leaves its scores at -inf.
+    """
+    largest = safe_max(max_over(vocab_axis, at_least_float32(jnp.max(logits, axis=-1))))
+    classes = logits.shape[-1]
+    column = local_ids(jnp.asarray(blank, jnp.int32), classes, vocab_axis)
+    is_blank = jnp.arange(classes, dtype=jnp.int32) == column
+
+    # The sum of a confident frame is 1 and a little, which would be rounded away. Most such frames
+    # are blanks: that one class is added last. It leaves the sum by a shift and not by a select,
+    # through which XLA:CPU reduces several times slower.
+    zero = jnp.zeros_like(largest, shape=())
+    out = jnp.where(is_blank, jnp.full_like(zero, -jnp.inf), zero)
+    out = jnp.expand_dims(out, range(largest.ndim))
+    rest = jnp.sum(jnp.exp((at_least_float32(logits) - largest[..., None]) + out), axis=-1)
+    own = lax.dynamic_index_in_dim(logits, column, -1, keepdims=False)
+    own = jnp.where(
+        column < classes, jnp.exp(at_least_float32(own) - largest), jnp.zeros_like(rest)
+    )
+    rest, own = sum_over(vocab_axis, rest), sum_over(vocab_axis, own)
+    total = rest + own
+    log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
+    correction = jnp.where(own == 1, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
+    return largest, log_sum + lax.stop_gradient(correction)
+
+
+def log_where_possible(
+    probs: Float[Array, "*S"],
+) -> tuple[Float[Array, "*S"], Bool[Array, "*S"]]:
+    """Logarithms of probabilities that are possible, and which are: 0 for the others.
+
+    A probability whose inverse, the derivative, overflows counts as impossible.
+    """
+    is_possible = ~((probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny))
+    return jnp.log(jnp.where(is_possible, probs, jnp.ones_like(probs))), is_possible
+
+
+def sum_over_frames(values: Float[Array, "*B T"]) -> Float[Array, "*B"]:
+    """The sum, in chunks of frames, so that T rounding errors do not add up."""
+    frames, chunk = values.shape[-1], 128
+    count = -(-frames // chunk)
+    rest = jnp.zeros_like(values, shape=(*values.shape[:-1], count * chunk - frames))
+    chunks = jnp.concatenate([values, rest], axis=-1).reshape(*values.shape[:-1], count, chunk)
+    return jnp.sum(jnp.sum(chunks, axis=-1), axis=-1)

@@ -1,0 +1,72 @@
+"""What a CTC graph is, as arrays: the seam between the library and the kernels.
+
+For N labels the graph has N + 1 blank states around N label states,
+
+    blank 0 → label 0 → blank 1 → label 1 → … → label N-1 → blank N.
+
+A path starts in blank 0 or label 0 and ends in the last blank or the last label. In every frame it
+stays in its state, moves to the next one, or moves from a label to the next label, which skips a
+blank, if the two labels differ. (Without label loops a path never stays in a label, and any blank
+may be skipped.) Blanks and labels are kept in two arrays: all blanks of a frame score the same,
+and all that a step needs is the labels shifted by one.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from jaxctc._core.classes import read_frames
+from jaxctc._core.normalizer import at_least_float32
+
+
+class Problem(NamedTuple):
+    """One graph per example, and what its states score in every frame; T is at least 1.
+
+    Arrays only, so that it crosses `jit`, `vmap` and `custom_jvp`. A state with score x in frame t
+    emits with weight exp(x - frame_max[t]). The logarithm of the normaliser is common to all paths
+    and is added up beside the recursion.
+    """
+
+    scores: Float[Array, "*B T M"]
+    """Scores of all classes, as the caller gave them. Where classes are sharded, those of the blank
+    and of the labels alone, the same on all devices."""
+    columns: Int[Array, "*B N"]
+    """Which column of the scores is the label's; any column for what is no label."""
+    frame_max: Float[Array, "*B T"]
+    """No state scores more than this in the frame."""
+    blank_scores: Float[Array, "*B T"]
+    gap_scores: Float[Array, "*B T"] | None
+    """Score of a frame that a wildcard absorbs, less `frame_max`; None without wildcards."""
+    in_gap: Bool[Array, "*B N+1"] | None
+    """True for a blank beside which a wildcard stands: its weight is blank ⊕ gap."""
+    is_label: Bool[Array, "*B N"]
+    """Labels are packed to the left. False after the last one, and for ids that are no label."""
+    can_skip: Bool[Array, "*B N"]
+    """True where a path may enter the label from the label before it, without a blank."""
+    is_frame: Bool[Array, "*B T"]
+    """False in padded frames, which leave a path where it is."""
+    label_count: Int[Array, "*B"]
+
+
+def label_scores(problem: Problem, first: Int[Array, ""], count: int) -> Float[Array, "*B F N"]:
+    """Scores of the labels in `count` frames from the first one on; -inf for what is no label."""
+    scores = read_frames(problem.scores, first[None], problem.columns[..., None, :], count)
+    return mask_labels(at_least_float32(scores[..., 0, :, :]), problem.is_label)
+
+
+def mask_labels(
+    scores: Float[Array, "*B F N"], is_label: Bool[Array, "*B N"]
+) -> Float[Array, "*B F N"]:
+    """The scores, -inf for what is no label."""
+    return jnp.where(is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
+
+
+def wildcard_share(problem: Problem) -> Float[Array, "*B T"]:
+    """The part of a gap's weight, blank ⊕ gap, that is the wildcard's, in [0, 1]."""
+    assert problem.gap_scores is not None
+    possible = problem.gap_scores > -jnp.inf
+    gap = jnp.where(possible, problem.gap_scores, jnp.zeros_like(problem.gap_scores))
+    share = lax.logistic(gap - (problem.blank_scores - problem.frame_max))
+    return jnp.where(possible, share, jnp.zeros_like(share))
