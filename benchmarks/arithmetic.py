@@ -17,25 +17,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy import Problem, problem
-from jaxctc import _checks, recursions
-from jaxctc.lattice import build_lattice
-from jaxctc.scores import Reading
-from jaxctc.semirings import LOG, SMALLEST, WIDE, Semiring
+from jaxctc._core import recursion
+from jaxctc._core.emissions import build_lattice, prepare_inputs
+from jaxctc._core.semirings import LOG, SMALLEST, WIDE, Semiring
 
-READING = Reading(blank=0, logits_normalized=False)
 SMALLEST_FLOAT = -149
 """Float32 has nothing between 2 to this power and zero."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _rows(semiring: Semiring, backward: bool, inputs: _checks.CtcInputs) -> recursions.States:
-    return recursions.rows(build_lattice(inputs, READING), semiring, backward=backward)
+def _rows(semiring: Semiring, backward: bool, given: Problem) -> recursion.Alpha:
+    config, inputs = prepare_inputs(
+        "arithmetic", given.logits, None, given.labels, None, blank_id=0, logits_normalized=False
+    )
+    problem = build_lattice(inputs, config).problem
+    return recursion.rows(problem, semiring, label_loop=True, backward=backward)
 
 
 def rows(semiring: Semiring, given: Problem, *, backward: bool = False) -> tuple[np.ndarray, ...]:
     """The arrays that the numbers consist of, each [T, S], states in the order of the lattice."""
-    inputs = _checks.ctc_inputs("arithmetic", given.logits, None, given.labels, None)
-    blank, label = jax.device_get(_rows(semiring, backward, inputs))
+    blank, label = jax.device_get(_rows(semiring, backward, given))
 
     def interleaved(blank: np.ndarray, label: np.ndarray) -> np.ndarray:
         states = np.empty((len(blank), blank.shape[1] + label.shape[1]), blank.dtype)

@@ -153,7 +153,7 @@ def _aligned(
 
 
 def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:
-    """The place (`Lattice.packed_index`) of the label or wildcard in each frame; 2 N + 1 for none."""
+    """Where the label or wildcard of each frame stands (`packed_index`); 2 N + 1 for none."""
     labels = lattice.labels.shape[-1]
     states, absorbed = (part[..., 0, :] for part in paths)
     nowhere = jnp.full_like(states, 2 * labels + 1)
@@ -224,11 +224,11 @@ def _score(
     if not config.logits_normalized:
         largest, log_sum = normalizer(masked.logits, config.blank)
         scores -= largest
-    if masked.gap is not None:
-        gap = masked.gap
+    if masked.wildcard is not None:
+        wildcard = masked.wildcard
         if config.logits_normalized:
-            gap += lattice.problem.frame_max
-        scores = jnp.where(paths.absorbed[..., 0, :], gap, scores)
+            wildcard += lattice.problem.frame_max
+        scores = jnp.where(paths.absorbed[..., 0, :], wildcard, scores)
     scores = jnp.where(inputs.is_frame, scores - log_sum, jnp.zeros_like(scores))
     score = sum_over_frames(scores)
     score = jnp.where(found, score, jnp.full_like(score, -jnp.inf))

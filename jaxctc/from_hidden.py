@@ -221,7 +221,7 @@ def _product(how: _How, hidden: Array, columns: Array) -> Array:
 
 
 def _normalizer(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-    """As of `normalizer.normalizer`; the sum of each block is brought to the largest logit so far."""
+    """As `normalizer`; the sum of each block is brought to the largest logit so far."""
 
     def one(carry: tuple[Array, Array], start: Array | int, size: int) -> tuple[Array, Array]:
         largest, total = carry

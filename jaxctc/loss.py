@@ -116,6 +116,7 @@ def ctc_loss(
 
       On several devices, examples along one axis of the mesh and classes along another:
 
+      >>> import functools, jax
       >>> batch, axis_types = jax.P("batch"), (jax.sharding.AxisType.Auto,) * 2
       >>> spread = jax.shard_map(
       ...     functools.partial(ctc_loss, vocab_axis_name="vocab"),

@@ -15,8 +15,8 @@ from jaxctc._core.derivatives import nan_where, value_semiring, with_log_derivat
 from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order, prepare_inputs
 from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import frame_ids, sample_paths
-from jaxctc._core.recursion import entropy, log_rows
-from jaxctc._core.semirings import Semiring
+from jaxctc._core.recursion import entropy, rows
+from jaxctc._core.semirings import Number, Semiring
 
 
 class StateLogProbs(NamedTuple):
@@ -416,13 +416,15 @@ def state_log_probs(
     log_normalizer = jnp.moveaxis(lattice.log_normalizer, -1, 0)
     offsets = -lax.cumsum(log_normalizer, axis=0, reverse=backward)[..., None]
     factor = nan_where(lattice.has_nan, offsets)[None, ..., None]
-    rows = log_rows(lattice.problem, semiring, label_loop=config.label_loop, backward=backward)
+    loop = config.label_loop
 
-    def in_nats(row: Array) -> Array:
+    def in_nats(number: Number) -> Array:
+        row = semiring.decode(number)
         row = jnp.where(row == -jnp.inf, row, row + offsets) * factor
         return row[: config.num_frames]
 
-    return StateLogProbs(*map(in_nats, rows))
+    found = rows(lattice.problem, semiring, label_loop=loop, backward=backward)
+    return StateLogProbs(*map(in_nats, found))
 
 
 @with_log_derivative

@@ -230,7 +230,7 @@ class TestLongInputs:
     def test_checkpoints_leave_the_path_as_it_is(self, checkpoint_every):
         plain = align(*self.inputs())
         again = align(*self.inputs(), checkpoint_every=checkpoint_every)
-        chex.assert_trees_all_equal(plain, again)
+        chex.assert_trees_all_close(plain, again, rtol=2e-6)
 
     def test_a_band_that_holds_the_path_leaves_it_as_it_is(self):
         logits, no_frame, labels, no_label = self.inputs()
@@ -245,7 +245,9 @@ class TestLongInputs:
             needed = int(off) + 3
             assert 2 * needed + 1 < labels.shape[1], "a band that leaves something out"
             banded = align(logits[row], no_frame[row], labels[row], no_label[row], band=needed)
-            chex.assert_trees_all_equal(jax.tree.map(operator.itemgetter(row), plain), banded)
+            chex.assert_trees_all_close(
+                jax.tree.map(operator.itemgetter(row), plain), banded, rtol=2e-6
+            )
 
     @pytest.mark.parametrize("band", [0, 1, 2])
     def test_a_narrow_band(self, band):

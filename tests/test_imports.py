@@ -10,83 +10,145 @@ import pytest
 import jaxctc
 
 PACKAGE = Path(jaxctc.__file__).parent
+KERNELS_MAY_IMPORT = {
+    "_core.classes",
+    "_core.normalizer",
+    "_core.problem",
+    "_core.recursion",
+    "_core.semirings",
+}
+"""No kernel knows of emissions, derivatives or another kernel."""
 MAY_IMPORT = {
     "_checks": set(),
     "buckets": {"_checks"},
     "padding": {"_checks"},
-    "semirings": set(),
-    "sharding": set(),
-    "scores": {"_checks", "semirings", "sharding"},
-    "gathers": set(),
-    "lattice": {"_checks", "gathers", "padding", "scores", "sharding"},
-    "steps": {"lattice", "padding", "semirings"},
-    "blocks": {"lattice", "semirings", "steps"},
-    "recursions": {"blocks", "lattice", "padding", "semirings", "steps"},
-    "paths": {"lattice", "recursions", "scores", "semirings", "steps"},
-    "derivatives": {"_checks", "scores", "semirings"},
+    # The core, from the bottom up.
+    "_core.__init__": set(),
+    "_core.semirings": set(),
+    "_core.sharding": set(),
+    "_core.classes": set(),
+    "_core.normalizer": {"_core.sharding"},
+    "_core.problem": {"_core.classes", "_core.normalizer"},
+    "_core.frames": {"_core.problem", "_core.semirings"},
+    "_core.recursion": {"_core.frames", "_core.problem", "_core.semirings"},
+    "_core.kernels.reference": KERNELS_MAY_IMPORT,
+    "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT,
+    "_core.kernels.__init__": {
+        "_core.kernels.reference",
+        "_core.kernels.xla_blocked",
+        "_core.problem",
+    },
+    "_core.emissions": {
+        "_checks",
+        "_core.classes",
+        "_core.normalizer",
+        "_core.problem",
+        "_core.semirings",
+        "_core.sharding",
+        "padding",
+    },
+    "_core.occupancies": {
+        "_core.classes",
+        "_core.emissions",
+        "_core.kernels.__init__",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
+    "_core.paths": {
+        "_core.emissions",
+        "_core.frames",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
+    "_core.derivatives": {
+        "_core.classes",
+        "_core.emissions",
+        "_core.kernels.__init__",
+        "_core.normalizer",
+        "_core.occupancies",
+        "_core.recursion",
+        "_core.semirings",
+        "_core.sharding",
+    },
+    # Public topics.
     "posteriors": {
         "_checks",
-        "derivatives",
-        "lattice",
-        "paths",
-        "recursions",
-        "scores",
-        "semirings",
+        "_core.derivatives",
+        "_core.emissions",
+        "_core.kernels.__init__",
+        "_core.occupancies",
+        "_core.paths",
+        "_core.recursion",
+        "_core.semirings",
     },
-    "loss": {
+    "loss": {"_checks", "_core.derivatives", "_core.emissions", "posteriors"},
+    "from_hidden": {
         "_checks",
-        "derivatives",
-        "lattice",
-        "posteriors",
-        "recursions",
-        "scores",
-        "semirings",
-        "sharding",
+        "_core.derivatives",
+        "_core.emissions",
+        "_core.normalizer",
+        "_core.sharding",
+        "loss",
     },
-    "from_hidden": {"_checks", "loss", "scores", "sharding"},
-    "alignment": {"_checks", "derivatives", "lattice", "paths", "scores", "semirings"},
+    "alignment": {
+        "_checks",
+        "_core.derivatives",
+        "_core.emissions",
+        "_core.normalizer",
+        "_core.paths",
+        "_core.semirings",
+    },
     "automata": set(),
     "language_models": {"_checks", "automata"},
     "arpa": {"_checks", "automata"},
-    "prefixes": {"language_models", "scores", "sharding"},
+    "prefixes": {"_core.normalizer", "_core.sharding", "language_models"},
     "beam_search": {
         "_checks",
+        "_core.normalizer",
+        "_core.sharding",
         "alignment",
         "automata",
         "decoding",
         "language_models",
         "prefixes",
-        "scores",
-        "sharding",
     },
-    "decoding": {"_checks", "lattice", "padding", "scores"},
-    "levenshtein": {"sharding"},
+    "decoding": {"_checks", "_core.normalizer", "padding"},
+    "levenshtein": {"_core.sharding"},
     "error_rates": {"_checks", "levenshtein"},
     "error_reports": {"_checks", "error_rates", "levenshtein"},
-    "classification": {"_checks", "scores"},
+    "classification": {"_checks", "_core.normalizer"},
     "objectives": {
         "_checks",
+        "_core.normalizer",
+        "_core.semirings",
         "beam_search",
         "classification",
         "error_rates",
         "loss",
         "padding",
         "posteriors",
-        "scores",
-        "semirings",
     },
     "adapters.__init__": set(),
     "adapters.dandelion": {
         "_checks",
+        "_core.normalizer",
         "classification",
         "decoding",
         "error_rates",
         "loss",
-        "scores",
     },
-    "adapters.keras": {"_checks", "beam_search", "decoding", "loss", "padding", "scores"},
+    "adapters.keras": {
+        "_checks",
+        "_core.normalizer",
+        "beam_search",
+        "decoding",
+        "loss",
+        "padding",
+    },
     "adapters.lucid": {"_checks", "adapters.torch"},
-    "adapters.optax": {"_checks", "loss", "semirings"},
+    "adapters.optax": {"_checks", "_core.semirings", "loss"},
     "adapters.returnn": {"_checks", "classification", "error_rates", "loss", "padding"},
     "adapters.theano": {"_checks", "loss", "padding"},
     "adapters.torch": {"_checks", "loss", "padding"},
@@ -104,9 +166,18 @@ def imports(source):
 
 
 def inner_modules(source):
-    """`jaxctc.loss.ctc_loss` is of `loss`, `jaxctc.adapters.torch.reduce` of `adapters.torch`."""
-    parts = (name.split(".")[1:] for name in imports(source) if name.startswith("jaxctc."))
-    return {".".join(name[: 1 + (name[0] == "adapters")]) for name in parts}
+    """`jaxctc.loss.ctc_loss` is of `loss`, `jaxctc._core.kernels.resolve` of the package there."""
+    names = {name.removeprefix("jaxctc.") for name in imports(source) if "jaxctc." in name}
+    return set(map(module_of, names))
+
+
+def module_of(name):
+    if name in MAY_IMPORT:
+        return name
+    if f"{name}.__init__" in MAY_IMPORT:
+        return f"{name}.__init__"
+    assert "." in name, f"{name} is no module"
+    return module_of(name.rpartition(".")[0])
 
 
 def source_of(module):
@@ -116,6 +187,18 @@ def source_of(module):
 def test_every_module_is_listed():
     found = {".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py")}
     assert found == {"__init__", *MAY_IMPORT}
+
+
+def test_only_their_package_knows_the_kernels():
+    for module, below in MAY_IMPORT.items():
+        kernels = {name for name in below if name.startswith("_core.kernels.")}
+        assert kernels <= {"_core.kernels.__init__"} or module == "_core.kernels.__init__"
+
+
+def test_the_core_builds_on_nothing_public_but_padding():
+    for module, below in MAY_IMPORT.items():
+        if module.startswith("_core."):
+            assert all(name.startswith("_") or name == "padding" for name in below)
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)

@@ -16,7 +16,7 @@ from oracles import assert_close
 from jaxctc import ctc_loss_with_forward_probs
 from jaxctc._core import frames as walks
 from jaxctc._core.emissions import build_lattice, prepare_inputs
-from jaxctc._core.recursion import entropy, label_occupancies, log_rows, total
+from jaxctc._core.recursion import Alpha, entropy, label_occupancies, rows, total
 from jaxctc._core.semirings import LOG, MAX, WIDE
 
 
@@ -32,7 +32,9 @@ def forward_middle_backward(*arguments):
     options = {"semiring": WIDE, "label_loop": True}
 
     count = problem.label_count[..., None]
-    alpha, beta = (log_rows(problem, backward=way, **options) for way in (False, True))
+    alpha, beta = (
+        Alpha(*map(WIDE.decode, rows(problem, backward=way, **options))) for way in (False, True)
+    )
     last, first = (
         jax.tree.map(lambda part: part[-1], alpha),
         jax.tree.map(lambda part: part[0], beta),
@@ -109,7 +111,8 @@ def test_memory_grows_with_the_root_of_what_does_not_fit():
     assert walks.checkpoint_interval(10_000, 1 << 20) == 200
 
 
-def test_no_scan_is_longer_than_a_chunk_or_their_number():
+def test_emissions_are_made_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr(walks, "CHUNK_NUMBERS", 0)
     arguments = jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None
     traced = jax.make_jaxpr(lambda *a: entropy(problem_of(*a), LOG, label_loop=True))(*arguments)
     assert [scan.params["length"] for scan in scans(traced.jaxpr)] == [5, 14]

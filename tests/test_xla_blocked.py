@@ -55,10 +55,12 @@ def random_batch(seed, frames):
     return logits, rng.random((2, frames)) < 0.3, labels, rng.random((2, 6)) < 0.3
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "by_column"))
 def solved(arguments, implementation, by_column=False):
-    problem = problem_of(*arguments)
-    return implementation.log_total_and_occupancies(problem, label_loop=True, by_column=by_column)
+    def solve(*arguments):
+        options = {"label_loop": True, "by_column": by_column}
+        return implementation.log_total_and_occupancies(problem_of(*arguments), **options)
+
+    return jax.jit(solve)(*arguments)
 
 
 @pytest.mark.parametrize("batch_minor", [False, True])
@@ -72,8 +74,7 @@ def test_every_frame_is_in_one_chunk(frames, batch_minor, monkeypatch):
     batch = random_batch(frames, frames)
     with jax.enable_x64(True):
         truth = solved((batch[0].astype(np.float64), *batch[1:]), reference)
-    # Not by `solved`, which would not be traced anew for another layout.
-    ours = jax.jit(lambda *a: solved.__wrapped__(a, xla_blocked))(*batch)
+    ours = solved(batch, xla_blocked)
     np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
 

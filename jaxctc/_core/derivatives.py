@@ -105,8 +105,8 @@ def _along(gradient: Scores, movement: Scores, is_frame: Array) -> Float[Array, 
     along = jnp.sum(
         at_least_float32(gradient.logits) * at_least_float32(movement.logits), axis=(-2, -1)
     )
-    if gradient.gap is not None:
-        along += jnp.sum(gradient.gap * movement.gap, axis=-1)
+    if gradient.wildcard is not None and movement.wildcard is not None:
+        along += jnp.sum(gradient.wildcard * movement.wildcard, axis=-1)
     return along
 
 
@@ -193,8 +193,8 @@ def _gradient(
     counts = inputs.is_frame & (feasible | lattice.has_nan)[..., None]
     gradient = gradient * factor[..., None]
     gradient = jnp.where(counts[..., None], gradient, jnp.zeros_like(gradient))
-    of_gap = None
+    of_wildcard = None
     if found.wildcard is not None:
-        of_gap = -jnp.sum(found.wildcard, axis=-1) * factor
-        of_gap = jnp.where(counts, of_gap, jnp.zeros_like(of_gap))
-    return Scores(gradient.astype(logits.dtype), of_gap)
+        of_wildcard = -jnp.sum(found.wildcard, axis=-1) * factor
+        of_wildcard = jnp.where(counts, of_wildcard, jnp.zeros_like(of_wildcard))
+    return Scores(gradient.astype(logits.dtype), of_wildcard)

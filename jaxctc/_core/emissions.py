@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc import _checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
-from jaxctc._core.problem import Problem
+from jaxctc._core.problem import Problem, Wildcards
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
 from jaxctc.padding import (
@@ -49,7 +49,7 @@ class Scores(NamedTuple):
 
     logits: Float[Array, "*B T K"]
     """Log-probabilities, of any sum, if the config says `logits_normalized`."""
-    gap: Float[Array, "*B T"] | None
+    wildcard: Float[Array, "*B T"] | None
     """What a frame in which a wildcard absorbs everything but the blank scores more than the
     largest class; None without wildcards."""
 
@@ -121,7 +121,7 @@ def prepare_inputs(
         priors = _checks.per_class(function, "label_priors", label_priors, scores.shape)
         scale = _checks.number(function, "prior_scale", prior_scale)
         scores -= _scaled(priors.astype(scores.dtype), scale.astype(scores.dtype))
-    gap = None
+    wildcard = None
     if wildcard_id is not None:
         if axis is not None:
             remedy = "A wildcard takes what all classes have together: they must lie in one place."
@@ -130,9 +130,9 @@ def prepare_inputs(
             )
         config = config._replace(wildcard=_checks.wildcard(function, wildcard_id, blank))
         penalty = _checks.number(function, "wildcard_penalty", wildcard_penalty)
-        gap = _score_of_all_but(blank, mask_padding(scores, is_frame))
-        gap -= penalty.astype(gap.dtype)
-    return config, Inputs(Scores(scores, gap), is_frame, given.labels, given.is_label)
+        wildcard = _score_of_all_but(blank, mask_padding(scores, is_frame))
+        wildcard -= penalty.astype(wildcard.dtype)
+    return config, Inputs(Scores(scores, wildcard), is_frame, given.labels, given.is_label)
 
 
 def pad_empty_time_axis(given: _checks.CtcInputs) -> _checks.CtcInputs:
@@ -148,10 +148,10 @@ def pad_empty_time_axis(given: _checks.CtcInputs) -> _checks.CtcInputs:
 
 def mask_scores(scores: Scores, is_frame: Bool[Array, "*B T"]) -> Scores:
     """The scores, or their tangents, 0 in padded frames whatever stood there."""
-    gap = scores.gap
-    if gap is not None:
-        gap = jnp.where(is_frame, gap, jnp.zeros_like(gap))
-    return Scores(mask_padding(scores.logits, is_frame), gap)
+    wildcard = scores.wildcard
+    if wildcard is not None:
+        wildcard = jnp.where(is_frame, wildcard, jnp.zeros_like(wildcard))
+    return Scores(mask_padding(scores.logits, is_frame), wildcard)
 
 
 def build_lattice(inputs: Inputs, config: Config) -> Lattice:
@@ -184,13 +184,15 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
             largest = at_least_float32(jnp.max(scores, axis=-1))
         frame_max = safe_max(largest)  # NaN and +inf pass into it
         log_normalizer = -frame_max
+    wildcards = None
+    if inputs.scores.wildcard is not None:
+        wildcards = Wildcards(inputs.scores.wildcard, _gaps(is_wildcard, is_own))
     problem = Problem(
         scores=scores,
         columns=columns,
         frame_max=frame_max,
         blank_scores=blank_scores,
-        gap_scores=inputs.scores.gap,
-        in_gap=None if config.wildcard is None else _gaps(is_wildcard, is_own),
+        wildcards=wildcards,
         is_label=is_label,
         # Without loops, two frames of a class are two labels.
         can_skip=~is_repeat(labels, count) | (not config.label_loop),

@@ -4,6 +4,7 @@ Emissions are made for a chunk of frames at once, which is one gather where fram
 be many, and never for all frames, which would be a table of the size of T times N.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from jaxtyping import Bool, Int
 from jaxctc._core.problem import Problem, label_scores
 from jaxctc._core.semirings import Number, Semiring
 
-CHUNK = 16
-"""Frames whose emissions are read at once."""
+CHUNK_FRAMES = 16
+"""Frames whose emissions are made at once, at least,"""
+CHUNK_NUMBERS = 1 << 17
+"""and more while the labels of all have no more emissions than this."""
 MAX_RESIDENT_BYTES = 1 << 26
 """What a backward pass needs from all frames is kept up to this size, else only checkpoints."""
 
@@ -46,10 +49,10 @@ def emissions(
 
     frame_max = rows(problem.frame_max)
     blank = semiring.encode(rows(problem.blank_scores), frame_max)
-    if problem.gap_scores is not None and problem.in_gap is not None:
-        in_gap = problem.in_gap[None]
-        gap = semiring.encode(rows(problem.gap_scores), jnp.zeros_like(frame_max))
-        either = semiring.plus(blank, gap)
+    if problem.wildcards is not None:
+        in_gap = problem.wildcards.in_gap[None]
+        wildcard = semiring.encode(rows(problem.wildcards.scores), jnp.zeros_like(frame_max))
+        either = semiring.plus(blank, wildcard)
         blank = jax.tree.map(lambda a, b: jnp.where(in_gap, a, b), either, blank)
     scores = jnp.moveaxis(label_scores(problem, first, count), -2, 0)
     return Emissions(
@@ -60,10 +63,25 @@ def emissions(
     )
 
 
+class Frames(NamedTuple):
+    """How to get at the emissions of some frames."""
+
+    read: Callable[[Array, int], Emissions]
+    """Of a first frame and a static number of frames, as of `emissions`."""
+    at_once: int
+    """How many frames to read at once."""
+
+
+def frames_of(problem: Problem, semiring: Semiring) -> Frames:
+    """Those of a problem."""
+    at_once = max(CHUNK_FRAMES, CHUNK_NUMBERS // max(problem.is_label.size, 1))
+    return Frames(functools.partial(emissions, problem, semiring=semiring), at_once)
+
+
 def scan_frames(
     step: Callable[[Any, Any], tuple[Any, Any]],
     carry: Any,
-    read: Callable[[Array, int], Emissions],
+    frames: Frames,
     count: int,
     *,
     first: Array | int = 0,
@@ -71,20 +89,20 @@ def scan_frames(
     seen: Any = None,
     backward: bool = False,
 ) -> tuple[Any, Any]:
-    """`lax.scan` of `step(carry, (y, seen))` over frames, whose emissions are read chunk by chunk.
+    """`lax.scan` of `step(carry, (y, seen))` over `count` frames from the first one on.
 
-    `read(first, size)` are the `emissions` of some frames, `seen` is anything else with an axis of
-    `count` frames in front. Frames before `new` are padded.
+    Their emissions are made chunk by chunk. `seen` is anything else with an axis of `count` frames
+    in front. Frames before `new` are padded.
 
     Returns:
       The last carry and what the steps returned, frames leading.
     """
-    plan = _Chunks.of(count, CHUNK)
+    plan = _Chunks.of(count, frames.at_once)
 
     def chunk(carry: Any, given: Any) -> tuple[Any, Any]:
         index, seen = given
-        y = read(first + plan.begin(index), plan.size)
-        is_new = y.frame >= jnp.maximum(first + index * plan.size, new)
+        y = frames.read(first + plan.begin(index), plan.size)
+        is_new = (y.frame >= first + index * plan.size) & (y.frame >= new)
         is_new = jnp.expand_dims(is_new, range(1, y.is_frame.ndim))
         y = y._replace(is_frame=y.is_frame & is_new)
         return lax.scan(step, carry, (y, seen), reverse=backward)
@@ -97,8 +115,8 @@ def checkpointed_scan(
     backward: Callable[[Any, Any], tuple[Any, Any]],
     start: Any,
     start_backward: Callable[[Any], Any],
-    read: Callable[[Array, int], Emissions],
-    frames: int,
+    frames: Frames,
+    count: int,
     *,
     interval: int,
 ) -> tuple[Any, Any]:
@@ -115,15 +133,15 @@ def checkpointed_scan(
     Returns:
       The last alpha and the outputs, frames leading.
     """
-    plan = _Chunks.of(frames, interval)
+    plan = _Chunks.of(count, interval)
 
     def there(alpha: Any, index: Array | int) -> tuple[Any, Any]:
         place = {"first": plan.begin(index), "new": index * plan.size}
-        return scan_frames(forward, alpha, read, plan.size, **place)
+        return scan_frames(forward, alpha, frames, plan.size, **place)
 
     def back(carry: Any, seen: Any, index: Array | int) -> tuple[Any, Any]:
         place = {"first": plan.begin(index), "new": index * plan.size}
-        return scan_frames(backward, carry, read, plan.size, **place, seen=seen, backward=True)
+        return scan_frames(backward, carry, frames, plan.size, **place, seen=seen, backward=True)
 
     if plan.number == 1:
         last, seen = there(start, 0)
@@ -149,12 +167,12 @@ def checkpoint_interval(frames: int, bytes_per_frame: int) -> int:
 
 
 class _Chunks(NamedTuple):
-    """Cuts `count` frames into chunks of equal size; the last one overlaps the one before it.
+    """Cuts so many frames into chunks of equal size; the last one overlaps the one before it.
 
     A frame in the overlap belongs to the earlier chunk.
     """
 
-    count: int
+    total: int
     number: int
     size: int
 
@@ -165,7 +183,7 @@ class _Chunks(NamedTuple):
 
     def begin(self, index: Array | int) -> Array:
         """The first frame of a chunk."""
-        last = jnp.asarray(self.count - self.size, jnp.int32)
+        last = jnp.asarray(self.total - self.size, jnp.int32)
         return jnp.minimum(jnp.asarray(index * self.size, jnp.int32), last)
 
     def scan(self, chunk: Any, carry: Any, seen: Any, *, backward: bool) -> tuple[Any, Any]:
@@ -178,14 +196,14 @@ class _Chunks(NamedTuple):
         return carry, jax.tree.map(self.in_order, outputs)
 
     def cut(self, rows: Array) -> Array:
-        """`[count, …]` to `[number, size, …]`."""
+        """`[total, …]` to `[number, size, …]`."""
         whole = (self.number - 1) * self.size
         chunks = rows[:whole].reshape(self.number - 1, self.size, *rows.shape[1:])
-        return jnp.concatenate([chunks, rows[None, self.count - self.size :]])
+        return jnp.concatenate([chunks, rows[None, self.total - self.size :]])
 
     def in_order(self, chunks: Array) -> Array:
-        """`[number, size, …]` to `[count, …]`."""
-        twice = self.number * self.size - self.count
+        """`[number, size, …]` to `[total, …]`."""
+        twice = self.number * self.size - self.total
         rows = chunks.reshape(self.number * self.size, *chunks.shape[2:])
         if twice == 0:
             return rows

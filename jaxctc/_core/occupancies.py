@@ -30,21 +30,22 @@ def solve(
 ) -> tuple[Float[Array, "*B"], Occupancies]:
     """The log of the total, in nats, and all occupancies; from a kernel for WIDE."""
     if semiring is WIDE:
-        log_total, label, gap = kernels.log_total_and_occupancies(
+        log_total, label, blanks = kernels.log_total_and_occupancies(
             problem,
             label_loop=config.label_loop,
             by_column=by_column,
             implementation=config.implementation,
         )
     else:
-        total, label, gap = label_occupancies(problem, semiring, label_loop=config.label_loop)
+        total, label, blanks = label_occupancies(problem, semiring, label_loop=config.label_loop)
         log_total = semiring.decode(total)
         if by_column:
             label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
     taken, wildcard = jnp.sum(label, axis=-1), None
-    if gap is not None:
-        wildcard = gap * wildcard_share(problem)[..., None]
-        wildcard = jnp.where(gap > 0, wildcard, jnp.zeros_like(wildcard))
+    if blanks is not None and problem.wildcards is not None:
+        wildcard = blanks * wildcard_share(problem, problem.wildcards)[..., None]
+        is_some = problem.wildcards.in_gap[..., None, :] & (blanks > 0)
+        wildcard = jnp.where(is_some, wildcard, jnp.zeros_like(wildcard))
         taken += jnp.sum(wildcard, axis=-1)
     # What is left is the blanks'. Below the rounding of the sum, it is nothing.
     blank = 1 - taken

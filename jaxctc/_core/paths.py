@@ -14,8 +14,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jaxctc._core.emissions import Config, Lattice
-from jaxctc._core.frames import Emissions, checkpoint_interval, checkpointed_scan, emissions
-from jaxctc._core.problem import Problem, wildcard_share
+from jaxctc._core.frames import Emissions, checkpoint_interval, checkpointed_scan, frames_of
+from jaxctc._core.problem import Problem, Wildcards, wildcard_share
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
@@ -85,15 +85,15 @@ def best_path(
         backward,
         window.first(initial(problem, MAX)),
         start_backward,
-        functools.partial(emissions, problem, semiring=MAX),
+        frames_of(problem, MAX),
         frames,
         interval=every,
     )
     found = jnp.maximum(*ends(last))[..., 0] > -jnp.inf
     absorbed = jnp.zeros_like(states, bool)
-    if problem.gap_scores is not None:
-        is_better = problem.gap_scores > problem.blank_scores - problem.frame_max
-        absorbed = _frames_leading(is_better) & _is_gap(problem, states)
+    if problem.wildcards is not None:
+        is_better = problem.wildcards.scores > problem.blank_scores - problem.frame_max
+        absorbed = _frames_leading(is_better) & _is_gap(problem.wildcards, states)
     return _frames_last(Paths(states, absorbed)), found
 
 
@@ -130,7 +130,7 @@ def sample_paths(
         for_origin, for_wildcard = jax.random.split(jax.random.fold_in(for_frames, y.frame))
         steps = draw(for_origin, states, before)
         chance = None
-        if problem.gap_scores is not None:
+        if problem.wildcards is not None:
             chance = jax.random.uniform(for_wildcard, states.shape, problem.frame_max.dtype)
         return states - jnp.where(y.is_frame, steps, jnp.zeros_like(steps)), (states, chance)
 
@@ -144,14 +144,14 @@ def sample_paths(
         backward,
         initial(problem, semiring),
         start_backward,
-        functools.partial(emissions, problem, semiring=semiring),
+        frames_of(problem, semiring),
         frames,
         interval=_interval(problem, 16 * labels),
     )
     absorbed = jnp.zeros_like(states, bool)
-    if problem.gap_scores is not None:
-        share = _frames_leading(wildcard_share(problem))
-        absorbed = (chance < share) & _is_gap(problem, states)
+    if problem.wildcards is not None:
+        share = _frames_leading(wildcard_share(problem, problem.wildcards))
+        absorbed = (chance < share) & _is_gap(problem.wildcards, states)
     return _frames_last(Paths(states, absorbed))
 
 
@@ -207,9 +207,9 @@ def occupancies_along(
         problem, semiring, select, label_loop=label_loop, bytes_per_frame=bytes_per_frame
     )
     along = jnp.moveaxis(along[..., 0], 0, -1)
-    if problem.gap_scores is None:
+    if problem.wildcards is None:
         return along
-    share = wildcard_share(problem)
+    share = wildcard_share(problem, problem.wildcards)
     return along * jnp.where(in_gap, share, jnp.ones_like(share))
 
 
@@ -287,9 +287,9 @@ def _interval(problem: Problem, bytes_per_frame: int) -> int:
     return checkpoint_interval(frames, bytes_per_frame * problem.label_count.size)
 
 
-def _is_gap(problem: Problem, states: Int[Array, "T *B S"]) -> Bool[Array, "T *B S"]:
+def _is_gap(wildcards: Wildcards, states: Int[Array, "T *B S"]) -> Bool[Array, "T *B S"]:
     """Whether a state is the blank of a gap with a wildcard."""
-    return (states & 1 == 0) & _at(problem.in_gap[None], states >> 1)
+    return (states & 1 == 0) & _at(wildcards.in_gap[None], states >> 1)
 
 
 def _best_at_zero(alpha: Alpha) -> Alpha:

@@ -21,6 +21,20 @@ from jaxctc._core.classes import read_frames
 from jaxctc._core.normalizer import at_least_float32
 
 
+class Wildcards(NamedTuple):
+    """Labels that absorb frames. They are no states: they widen what some blanks emit.
+
+    A wildcard stands in the gap between two labels, where a blank is, and may absorb nothing. So
+    every frame in which a path is in that blank has the weight blank ⊕ wildcard, and no step of the
+    recursion has to know of it. `wildcard_share` parts the two afterwards.
+    """
+
+    scores: Float[Array, "*B T"]
+    """Score of a frame that a wildcard absorbs, less `frame_max`."""
+    in_gap: Bool[Array, "*B N+1"]
+    """True for a blank beside which a wildcard stands."""
+
+
 class Problem(NamedTuple):
     """One graph per example, and what its states score in every frame; T is at least 1.
 
@@ -37,10 +51,7 @@ class Problem(NamedTuple):
     frame_max: Float[Array, "*B T"]
     """No state scores more than this in the frame."""
     blank_scores: Float[Array, "*B T"]
-    gap_scores: Float[Array, "*B T"] | None
-    """Score of a frame that a wildcard absorbs, less `frame_max`; None without wildcards."""
-    in_gap: Bool[Array, "*B N+1"] | None
-    """True for a blank beside which a wildcard stands: its weight is blank ⊕ gap."""
+    wildcards: Wildcards | None
     is_label: Bool[Array, "*B N"]
     """Labels are packed to the left. False after the last one, and for ids that are no label."""
     can_skip: Bool[Array, "*B N"]
@@ -63,10 +74,9 @@ def mask_labels(
     return jnp.where(is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
 
 
-def wildcard_share(problem: Problem) -> Float[Array, "*B T"]:
-    """The part of a gap's weight, blank ⊕ gap, that is the wildcard's, in [0, 1]."""
-    assert problem.gap_scores is not None
-    possible = problem.gap_scores > -jnp.inf
-    gap = jnp.where(possible, problem.gap_scores, jnp.zeros_like(problem.gap_scores))
-    share = lax.logistic(gap - (problem.blank_scores - problem.frame_max))
+def wildcard_share(problem: Problem, wildcards: Wildcards) -> Float[Array, "*B T"]:
+    """The part of blank ⊕ wildcard that is the wildcard's, in [0, 1]."""
+    possible = wildcards.scores > -jnp.inf
+    scores = jnp.where(possible, wildcards.scores, jnp.zeros_like(wildcards.scores))
+    share = lax.logistic(scores - (problem.blank_scores - problem.frame_max))
     return jnp.where(possible, share, jnp.zeros_like(share))

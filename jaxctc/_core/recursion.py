@@ -30,9 +30,11 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc._core.frames import (
     Emissions,
+    Frames,
     checkpoint_interval,
     checkpointed_scan,
     emissions,
+    frames_of,
     scan_frames,
 )
 from jaxctc._core.problem import Problem, wildcard_share
@@ -49,7 +51,7 @@ class Alpha(NamedTuple):
 
 
 class Transitions(NamedTuple):
-    """Which states a path may come from, forward from the frame before or backward from the next."""
+    """Which states a path may come from: in the frame before or, backward, in the frame after."""
 
     can_skip: Bool[Array, "*B N"]
     """Whether a path may enter the label from the label next to it, without a blank."""
@@ -159,10 +161,10 @@ def initial(problem: Problem, semiring: Semiring, *, backward: bool = False) -> 
 # All frames.
 
 
-def log_rows(
+def rows(
     problem: Problem, semiring: Semiring, *, label_loop: bool, backward: bool = False
 ) -> Alpha:
-    """log alpha or log beta of all frames, `[T, *B, …]`, in nats; -inf beyond the labels in use."""
+    """alpha or beta of all frames, `[T, *B, …]`; zero beyond the labels in use."""
     move = transitions(problem, label_loop, backward=backward)
 
     def step(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Alpha]:
@@ -170,16 +172,20 @@ def log_rows(
         return alpha, alpha
 
     start = initial(problem, semiring, backward=backward)
-    read = functools.partial(emissions, problem, semiring=semiring)
-    _, rows = scan_frames(step, start, read, problem.is_frame.shape[-1], backward=backward)
-    count = problem.label_count[None, ..., None]
+    _, found = scan_frames(
+        step, start, frames_of(problem, semiring), problem.is_frame.shape[-1], backward=backward
+    )
+    count = problem.label_count[..., None]
 
-    def in_nats(number: Number, last: Array) -> Array:
-        row = semiring.decode(number)
-        state = lax.broadcasted_iota(jnp.int32, row.shape, row.ndim - 1)
-        return jnp.where(state > last, jnp.full_like(row, -jnp.inf), row)
+    def is_beyond(last: Array, states: int) -> Array:
+        place = lax.broadcasted_iota(jnp.int32, (*count.shape[:-1], states), count.ndim - 1)
+        return (place > last)[None]
 
-    return Alpha(in_nats(rows.blank, count), in_nats(rows.label, count - 1))
+    labels = problem.is_label.shape[-1]
+    return Alpha(
+        where(is_beyond(count, labels + 1), semiring.zero, found.blank),
+        where(is_beyond(count - 1, labels), semiring.zero, found.label),
+    )
 
 
 def total(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Number:
@@ -212,7 +218,8 @@ def total(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Number:
         return forward_step(alpha, given[0], pair, semiring), None
 
     ends = (initial(problem, semiring, backward=way) for way in (False, True))
-    met, _ = scan_frames(step, jax.tree.map(_beside, *ends), read, -(-frames // 2))
+    pairs = Frames(read, frames_of(problem, semiring).at_once)
+    met, _ = scan_frames(step, jax.tree.map(_beside, *ends), pairs, -(-frames // 2))
     arrived = transition(jax.tree.map(lambda part: part[0], met), forward, semiring)
     beta = jax.tree.map(lambda part: jnp.flip(part[1], -1), met)
     return sum_of_products(arrived, beta, semiring)
@@ -271,7 +278,7 @@ def occupancies(
         back,
         initial(problem, semiring),
         start_backward,
-        functools.partial(emissions, problem, semiring=semiring),
+        frames_of(problem, semiring),
         frames,
         interval=checkpoint_interval(frames, bytes_per_frame),
     )
@@ -281,25 +288,22 @@ def occupancies(
 def label_occupancies(
     problem: Problem, semiring: Semiring, *, label_loop: bool
 ) -> tuple[Number, Float[Array, "*B T N"], Float[Array, "*B T N+1"] | None]:
-    """The total, and the occupancies of all labels and, where there are wildcards, of all gaps."""
-    has_gaps = problem.gap_scores is not None
+    """The total, the occupancies of labels and, with wildcards, of each blank."""
+    has_wildcards = problem.wildcards is not None
 
     def select(alpha: Alpha, frame: Array) -> tuple[Number, ...]:
         del frame
-        return (alpha.label, alpha.blank) if has_gaps else (alpha.label,)
+        return (alpha.label, alpha.blank) if has_wildcards else (alpha.label,)
 
     weight, found = occupancies(
         problem,
         semiring,
         select,
         label_loop=label_loop,
-        bytes_per_frame=8 * problem.can_skip.size * (1 + has_gaps),
+        bytes_per_frame=8 * problem.can_skip.size * (1 + has_wildcards),
     )
-    label, *gap = (jnp.moveaxis(part, 0, -2) for part in found)
-    if not has_gaps:
-        return weight, label, None
-    is_gap = problem.in_gap[..., None, :]
-    return weight, label, jnp.where(is_gap, gap[0], jnp.zeros_like(gap[0]))
+    label, *blanks = (jnp.moveaxis(part, 0, -2) for part in found)
+    return weight, label, blanks[0] if has_wildcards else None
 
 
 def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[Array, "*B"]:
@@ -330,21 +334,21 @@ def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[
         alpha, entropies = carry
         y, wildcard = given
         arrived, found = transition_of_both(alpha, entropies)
-        if wildcard is not None:
+        if problem.wildcards is not None and wildcard is not None:
             either = _entr(wildcard) + _entr(1 - wildcard)
-            either = jnp.where(problem.in_gap, either, jnp.zeros_like(found.blank))
+            either = jnp.where(problem.wildcards.in_gap, either, jnp.zeros_like(found.blank))
             found = found._replace(blank=found.blank + either)
         entropies = jax.tree.map(lambda new, old: jnp.where(y.is_frame, new, old), found, entropies)
         return (apply_emission(alpha, arrived, y, semiring), entropies), None
 
     wildcard = None
-    if problem.gap_scores is not None:
-        wildcard = jnp.moveaxis(wildcard_share(problem), -1, 0)[..., None]
+    if problem.wildcards is not None:
+        wildcard = jnp.moveaxis(wildcard_share(problem, problem.wildcards), -1, 0)[..., None]
     start = initial(problem, semiring)
     none = jax.tree.map(jnp.zeros_like, initial(problem, LOG))
-    read = functools.partial(emissions, problem, semiring=semiring)
+    frames = frames_of(problem, semiring)
     (alpha, entropies), _ = scan_frames(
-        step, (start, none), read, problem.is_frame.shape[-1], seen=wildcard
+        step, (start, none), frames, problem.is_frame.shape[-1], seen=wildcard
     )
     arrived, found = transition_of_both(alpha, entropies)
     impossible = semiring.decode(take(arrived.blank, problem.label_count)) == -jnp.inf

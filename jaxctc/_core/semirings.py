@@ -157,8 +157,8 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # depend on them; a number is normalized only now and then.
 #
 # Invariants
-#   m     in [1, 2) when normalized, in [0.7, 1.42) when encoded (up to rounding). A sum of three has
-#         at least the m of a term, at most three times the largest. So after
+#   m     in [1, 2) when normalized, in [0.7, 1.42) when encoded (up to rounding). A sum of three
+#         has at least the m of a term, at most three times the largest. So after
 #         `MAX_UNNORMALIZED_STEPS` frames m lies between 2^-11 and 2^43: sums, which drop what is
 #         2^127 times smaller by its exponent, lose nothing that counts, and a product of two such
 #         numbers does not overflow

@@ -22,6 +22,8 @@ def ctc_cost_logscale(
     sm_mask: Shaped[ArrayLike, "T B"] | None = None,
     blank_symbol: int | None = None,
     align: Literal["pre", "post"] = "pre",
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, ""]:
     """Negative log-probability of the sequences, in nats, on average over the batch.
 
@@ -36,6 +38,7 @@ def ctc_cost_logscale(
       blank_symbol: static class id of the blank; None is the last class.
       align: static; "pre" says that the frames in use come first, "post" that they come last.
         Either is right here: the mask decides.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       One number; `inf` if any sequence has no alignment.
@@ -71,6 +74,7 @@ def ctc_cost_logscale(
         _paddings(function, "seq_mask", seq_mask, labels.shape),
         blank_id=_checks.class_id(function, "blank_symbol", blank, probs.shape[-1]),
         logits_normalized=True,
+        implementation=implementation,
     )
     return jnp.mean(losses)
 

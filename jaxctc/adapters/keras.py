@@ -20,6 +20,8 @@ def ctc_loss(
     target_length: Int[ArrayLike, "B"],
     output_length: Int[ArrayLike, "B"],
     mask_index: int = 0,
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "B"]:
     """Negative log-probability of `target`, in nats.
 
@@ -31,6 +33,7 @@ def ctc_loss(
       target_length: how many labels of each example are in use. A longer length uses all.
       output_length: how many frames, likewise.
       mask_index: static class id of the blank; a negative one counts from the last class.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       One loss per example. An infeasible pair, such as one with a label that is the blank, costs
@@ -62,6 +65,7 @@ def ctc_loss(
         _paddings(function, "target_length", target_length, labels.shape),
         blank_id=_checks.class_id(function, "mask_index", mask_index, classes),
         log_epsilon=-1e5,
+        implementation=implementation,
     )
 
 

@@ -19,6 +19,8 @@ def ctc_loss(
     blank: int = 0,
     reduction: Literal["mean", "sum", "none"] = "mean",
     zero_infinity: bool = False,
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "..."]:
     """Negative log-probability of `targets`, in nats, by default on average over the batch.
 
@@ -32,6 +34,7 @@ def ctc_loss(
       targets, input_lengths, target_lengths, blank: as of `jaxctc.adapters.torch.ctc_loss`.
       reduction: static; "mean" over the batch, "sum" or "none".
       zero_infinity: static; True makes an infinite loss 0.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       A scalar, or for "none" one loss per example. Without an alignment the loss is `inf`, with
@@ -53,6 +56,13 @@ def ctc_loss(
     if scores.ndim != 3:
         _checks.fail(function, "log_probs", "have shape (T, N, C)", scores.shape)
     losses, _ = per_example(
-        function, scores, targets, input_lengths, target_lengths, blank, zero_infinity
+        function,
+        scores,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        zero_infinity,
+        implementation,
     )
     return reduce(function, losses, reduction)

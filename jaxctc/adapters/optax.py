@@ -17,6 +17,8 @@ def ctc_loss(
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     blank_id: int = 0,
     log_epsilon: Float[ArrayLike, ""] = -1e5,
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "*B"]:
     """Negative log-probability of `labels`, in nats.
 
@@ -29,6 +31,7 @@ def ctc_loss(
       blank_id: static class id of the blank; optax takes it by name only.
       log_epsilon: minus the loss of an infeasible pair. Nothing else depends on it, while optax
         cannot tell a loss beyond 1e5 from an infeasible pair. May be traced.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       One loss per example. An infeasible pair, such as one with a label that is the blank, costs
@@ -55,6 +58,7 @@ def ctc_loss(
         label_paddings,
         blank_id=blank_id,
         log_epsilon=log_epsilon,
+        implementation=implementation,
     )
 
 

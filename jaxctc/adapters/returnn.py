@@ -57,13 +57,14 @@ def ctc_loss(
     max_approx: bool = False,
     use_native_op: bool | None = None,
     label_loop: bool = True,
+    implementation: str | None = None,
 ) -> Float[Array, "*B"]:
     """Negative log-probability of `targets`, in nats.
 
     As `jaxctc.ctc_loss`, with RETURNN's arguments.
 
     Args:
-      logits, logits_normalized, max_approx, label_loop: as of `jaxctc.ctc_loss`.
+      logits, logits_normalized, max_approx, label_loop, implementation: as of `jaxctc.ctc_loss`.
       targets: class ids.
       input_spatial_dim: how many frames of each example are in use.
       targets_spatial_dim: how many labels, likewise.
@@ -103,6 +104,7 @@ def ctc_loss(
         logits_normalized=logits_normalized,
         max_approx=max_approx,
         label_loop=label_loop,
+        implementation=implementation,
     )
 
 

@@ -15,6 +15,8 @@ def ctc(
     activations: Float[ArrayLike, "t m p"],
     labels: Int[ArrayLike, "m n"],
     input_lengths: Int[ArrayLike, "m"],
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "m"]:
     """Negative log-probability of `labels`, in nats.
 
@@ -24,6 +26,7 @@ def ctc(
       activations: logits, time leading.
       labels: class ids; negative ones are padding, wherever they stand.
       input_lengths: how many frames of each example are in use. A longer length uses all.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       One cost per example; `inf`, with gradient 0, where no alignment exists or a label is the
@@ -50,7 +53,13 @@ def ctc(
         requirement = f"have shape (m, n) with m = {batch}, as in activations"
         _checks.fail(function, "labels", requirement, ids.shape)
     counts = _checks.lengths(function, "input_lengths", input_lengths, (batch,))
-    return loss.ctc_loss(logits, lengths_to_paddings(counts, frames), ids, label_paddings_from(ids))
+    return loss.ctc_loss(
+        logits,
+        lengths_to_paddings(counts, frames),
+        ids,
+        label_paddings_from(ids),
+        implementation=implementation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +95,11 @@ class ConnectionistTemporalClassification:
         activations: Float[ArrayLike, "t m p"],
         labels: Int[ArrayLike, "m n"],
         input_lengths: Int[ArrayLike, "m"],
+        *,
+        implementation: str | None = None,
     ) -> Float[Array, "m"]:
         """What `ctc` returns."""
         if not self.compute_grad:
             array = _checks.as_array("adapters.theano.ctc", "activations", activations)
             activations = lax.stop_gradient(array)
-        return ctc(activations, labels, input_lengths)
+        return ctc(activations, labels, input_lengths, implementation=implementation)

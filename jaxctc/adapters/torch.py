@@ -22,6 +22,8 @@ def ctc_loss(
     blank: int = 0,
     reduction: Literal["mean", "sum", "none"] = "mean",
     zero_infinity: bool = False,
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "..."]:
     """Negative log-probability of `targets`, in nats, by default per label and on average.
 
@@ -42,6 +44,7 @@ def ctc_loss(
       reduction: static; "mean" divides each loss by its number of labels (by 1, if there are
         none) and takes the mean over the batch; "sum"; or "none".
       zero_infinity: static; True makes an infinite loss 0.
+      implementation: as of `jaxctc.ctc_loss`.
 
     Returns:
       A scalar, or for "none" one loss per example, `(N,)` or `()`. Without an alignment the loss
@@ -64,7 +67,14 @@ def ctc_loss(
     """
     function = "adapters.torch.ctc_loss"
     losses, counts = per_example(
-        function, log_probs, targets, input_lengths, target_lengths, blank, zero_infinity
+        function,
+        log_probs,
+        targets,
+        input_lengths,
+        target_lengths,
+        blank,
+        zero_infinity,
+        implementation,
     )
     if reduction == "mean":
         losses = losses / jnp.maximum(counts, 1).astype(losses.dtype)
@@ -82,6 +92,7 @@ def per_example(
     target_lengths: Any,
     blank: int,
     zero_infinity: bool,
+    implementation: str | None,
 ) -> tuple[Float[Array, "*N"], Int[Array, "*N"]]:
     """Of each example, the loss and the number of labels."""
     scores = _checks.as_array(function, "log_probs", log_probs)
@@ -99,6 +110,7 @@ def per_example(
         blank_id=_checks.class_id(function, "blank", blank, classes),
         logits_normalized=True,
         zero_infinity=zero_infinity,
+        implementation=implementation,
     )
     return losses, paddings_to_lengths(label_paddings)
 

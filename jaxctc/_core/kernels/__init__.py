@@ -5,11 +5,11 @@
                                              where there is none
     log_total_and_occupancies(problem, *, label_loop, by_column)
                                              the same, the occupancies of the labels, `[B, T, N]`,
-                                             and those of the gaps, `[B, T, N+1]`, or None without
+                                             and those of the blanks, `[B, T, N+1]`, None without
                                              wildcards
 
 An occupancy is the part of the weight that passes through a state in a frame; 0 in padded frames,
-where nothing stands, and where the total is zero. A gap's is that of blank and wildcard together.
+where nothing stands, and where the total is zero. A blank's includes what a wildcard absorbs.
 `by_column` sums those of labels that stand in the same column of the scores, `[B, T, M]`. Problems
 have one axis of batch; `label_loop` and `by_column` are static. A kernel is never differentiated:
 `derivatives` do that in plain operations.

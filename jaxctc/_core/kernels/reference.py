@@ -29,10 +29,10 @@ def log_total_and_occupancies(
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T N"], Float[Array, "*B T N+1"] | None]:
     """One pass forward, one backward, with checkpoints."""
     semiring = _semiring_of(problem)
-    weight, label, gap = label_occupancies(problem, semiring, label_loop=label_loop)
+    weight, label, blanks = label_occupancies(problem, semiring, label_loop=label_loop)
     if by_column:
         label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
-    return semiring.decode(weight), label, gap
+    return semiring.decode(weight), label, blanks
 
 
 def _semiring_of(problem: Problem) -> Semiring:

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc._core.classes import read_frames, sum_by_class
 from jaxctc._core.normalizer import at_least_float32
-from jaxctc._core.problem import Problem, mask_labels
+from jaxctc._core.problem import Problem, Wildcards, mask_labels
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
@@ -163,7 +163,8 @@ class _Pair(NamedTuple):
     problem: Problem
     columns: Int[Array, "2 B N"]
     is_label: Bool[Array, "2 B N"]
-    in_gap: Bool[Array, "2 B N+1"] | None
+    wildcards: Wildcards | None
+    """As in `problem`, which gaps as `[2, B, N+1]`."""
     forward: Transitions
     """As `[2, …]`, laid out: towards the middle, in the first half."""
     backward: Transitions
@@ -189,12 +190,15 @@ class _Pair(NamedTuple):
             return move._replace(can_skip=can_skip, axis=layout.labels)
 
         ends = (initial(problem, WIDE, backward=way) for way in (False, True))
-        in_gap = problem.in_gap
+        wildcards = problem.wildcards
+        if wildcards is not None:
+            in_gap = _stack_reversed(wildcards.in_gap, wildcards.in_gap)
+            wildcards = wildcards._replace(in_gap=in_gap)
         return cls(
             problem=problem,
             columns=_stack_reversed(problem.columns, problem.columns),
             is_label=_stack_reversed(problem.is_label, problem.is_label),
-            in_gap=None if in_gap is None else _stack_reversed(in_gap, in_gap),
+            wildcards=wildcards,
             forward=both(forward, forward, backward),
             backward=both(backward, backward, forward),
             start=jax.tree.map(lambda *parts: laid_out(_stack_reversed(*parts)), *ends),
@@ -218,11 +222,14 @@ def _fill_up_vectors(problem: Problem) -> Problem:
     def filled(part: Array) -> Array:
         return jnp.concatenate([part, jnp.zeros_like(part, shape=(*part.shape[:-1], more))], -1)
 
+    wildcards = problem.wildcards
+    if wildcards is not None:
+        wildcards = wildcards._replace(in_gap=filled(wildcards.in_gap))
     return problem._replace(
         columns=filled(problem.columns),
         is_label=filled(problem.is_label),
         can_skip=filled(problem.can_skip),
-        in_gap=None if problem.in_gap is None else filled(problem.in_gap),
+        wildcards=wildcards,
     )
 
 
@@ -322,10 +329,10 @@ def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N
     frame_max = at(problem.frame_max)
     blank = WIDE.encode(at(problem.blank_scores), frame_max)
     label = WIDE.encode(scores, frame_max)
-    if problem.gap_scores is not None:
-        gap = WIDE.encode(at(problem.gap_scores), jnp.zeros_like(frame_max))
-        either = WIDE.plus(blank, gap)
-        in_gap = plan.layout.to_layout(pair.in_gap[..., None, :], 2)
+    if pair.wildcards is not None:
+        wildcard = WIDE.encode(at(pair.wildcards.scores), jnp.zeros_like(frame_max))
+        either = WIDE.plus(blank, wildcard)
+        in_gap = plan.layout.to_layout(pair.wildcards.in_gap[..., None, :], 2)
         blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
     counts = plan.layout.to_layout(is_nearer[:, None, :, None], 2)
     return lax.optimization_barrier(_Chunk(blank, label, at(problem.is_frame) & counts))
@@ -415,7 +422,7 @@ def _run_second_half(
     else:
         label, table = _allocate(pair, columns, num_chunks=plan.num_chunks), half.table
     gap = None
-    if pair.in_gap is not None:
+    if pair.wildcards is not None:
         gap = _allocate(pair, labels + 1, num_chunks=plan.num_chunks)
     history = _history_buffer(pair, half.alpha, plan.chunk_size + 1)
     carry = _swap_halves(half.alpha, plan.layout), history, history, table, label, gap
@@ -426,7 +433,7 @@ def _run_second_half(
 
 
 def _recorded(pair: _Pair, alpha: Alpha) -> _History:
-    return _History(None if pair.in_gap is None else alpha.blank, alpha.label)
+    return _History(None if pair.wildcards is None else alpha.blank, alpha.label)
 
 
 def _history_buffer(pair: _Pair, alpha: Alpha, slots: int) -> _History:
