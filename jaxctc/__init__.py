@@ -23,17 +23,20 @@ entry is not in use, and may sit anywhere.
 """
 
 from jaxctc.alignment import Alignment, forced_align
-from jaxctc.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
-from jaxctc.automata import Automaton
-from jaxctc.beam_search import (
+from jaxctc.batching import PaddedBatch, pad_to_bucket
+from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
+from jaxctc.decoding.automata import Automaton
+from jaxctc.decoding.beam_search import (
     BeamState,
     beam_finish,
     beam_init,
     beam_step,
     prefix_beam_search,
 )
-from jaxctc.buckets import PaddedBatch, pad_to_bucket
-from jaxctc.classification import (
+from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode
+from jaxctc.decoding.language_models import CustomModel, hot_words
+from jaxctc.decoding.prefixes import Prefixes
+from jaxctc.frame_losses import (
     binary_accuracy,
     binary_cross_entropy,
     binary_hinge_loss,
@@ -42,12 +45,10 @@ from jaxctc.classification import (
     multiclass_hinge_loss,
     squared_error,
 )
-from jaxctc.decoding import Hypotheses, collapse, greedy_decode
-from jaxctc.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
-from jaxctc.error_reports import format_errors
 from jaxctc.from_hidden import ctc_loss_from_hidden
-from jaxctc.language_models import CustomModel, hot_words
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
+from jaxctc.metrics.error_rates import ErrorCounts, ErrorRate, cer, edit_distance, error_counts, wer
+from jaxctc.metrics.error_reports import format_errors
 from jaxctc.objectives import (
     WeightedSum,
     confidence_penalty,
@@ -76,7 +77,6 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
-from jaxctc.prefixes import Prefixes
 
 __version__ = "0.1.1"
 

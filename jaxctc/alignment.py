@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.derivatives import nan_where, with_log_derivative
 from jaxctc._core.emissions import (
     Config,
@@ -117,9 +117,9 @@ def forced_align(
         wildcard_penalty=wildcard_penalty,
     )
     if checkpoint_every is not None:
-        checkpoint_every = _checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
+        checkpoint_every = checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
     if band is not None:
-        band = _checks.count("forced_align", "band", band)
+        band = checks.count("forced_align", "band", band)
     return _aligned(config, checkpoint_every, band, inputs)
 
 

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.derivatives import loss_and_gradient
 from jaxctc._core.emissions import Config, Inputs, Scores, pad_empty_time_axis
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
@@ -98,29 +98,29 @@ def ctc_loss_from_hidden(
       Array(0.2877, dtype=float32)
     """
     function = "ctc_loss_from_hidden"
-    matrix = _checks.real(function, "kernel", kernel)
+    matrix = checks.real(function, "kernel", kernel)
     if matrix.ndim != 2:
-        _checks.fail(function, "kernel", "have shape [D, K]", matrix.shape)
+        checks.fail(function, "kernel", "have shape [D, K]", matrix.shape)
     width, classes = matrix.shape
-    inputs = _checks.ctc_inputs(
+    inputs = checks.ctc_inputs(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
-    _checks.inputs_not_explicit(function, inputs, "hidden")
+    checks.inputs_not_explicit(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"
-        _checks.fail(function, "hidden", requirement, inputs.logits.shape)
+        checks.fail(function, "hidden", requirement, inputs.logits.shape)
     offset = jnp.zeros(classes, matrix.dtype)
     if bias is not None:
-        offset = _checks.real(function, "bias", bias)
+        offset = checks.real(function, "bias", bias)
     if offset.shape != (classes,):
-        _checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
-    _checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
-    _checks.implementation(function, implementation)
-    epsilon = _checks.number(function, "log_epsilon", log_epsilon)
+        checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
+    checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
+    checks.implementation(function, implementation)
+    epsilon = checks.number(function, "log_epsilon", log_epsilon)
     how = _How(
-        _checks.class_id(function, "blank_id", blank_id, classes),
+        checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
-        min(_checks.count(function, "block_size", block_size, least=1), classes),
+        min(checks.count(function, "block_size", block_size, least=1), classes),
         precision,
         implementation,
     )

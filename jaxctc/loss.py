@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import prepare_inputs
 from jaxctc.posteriors import state_log_probs
@@ -133,8 +133,8 @@ def ctc_loss(
       peaky and more accurate CTC forced alignment by label priors". Wildcard: after the star of
       Pratap et al. 2022, "Star temporal classification".
     """
-    _checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
-    epsilon = _checks.number("ctc_loss", "log_epsilon", log_epsilon)
+    checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
+    epsilon = checks.number("ctc_loss", "log_epsilon", log_epsilon)
     config, inputs = prepare_inputs(
         "ctc_loss",
         logits,
@@ -199,7 +199,7 @@ def ctc_loss_with_forward_probs(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
     function = "ctc_loss_with_forward_probs"
-    epsilon = _checks.number(function, "log_epsilon", log_epsilon)
+    epsilon = checks.number(function, "log_epsilon", log_epsilon)
     config, inputs = prepare_inputs(
         function,
         logits,

@@ -16,13 +16,13 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, mask_padding
 from jaxctc._core.semirings import LOG
-from jaxctc.beam_search import prefix_beam_search
-from jaxctc.classification import cross_entropy
-from jaxctc.error_rates import edit_distance
+from jaxctc.decoding.beam_search import prefix_beam_search
+from jaxctc.frame_losses import cross_entropy
 from jaxctc.loss import ctc_loss
+from jaxctc.metrics.error_rates import edit_distance
 from jaxctc.padding import paddings_to_lengths
 from jaxctc.posteriors import posteriors
 
@@ -96,14 +96,14 @@ def reduce_loss(
       2.0 WeightedSum(sum=Array(4., dtype=float32), weight=Array(2., dtype=float32))
     """
     function = "reduce_loss"
-    _checks.flags(function, drop_infeasible=drop_infeasible)
-    values = at_least_float32(_checks.real(function, "loss", loss))
-    counts = ~_checks.paddings(function, "example_paddings", example_paddings, values.shape)
+    checks.flags(function, drop_infeasible=drop_infeasible)
+    values = at_least_float32(checks.real(function, "loss", loss))
+    counts = ~checks.paddings(function, "example_paddings", example_paddings, values.shape)
     if drop_infeasible:
         counts &= values != jnp.inf
     values = jnp.where(counts, values, jnp.zeros_like(values))
     weight = counts.astype(values.dtype)
-    kind = _checks.choice(function, "per", per, get_args(Per))
+    kind = checks.choice(function, "per", per, get_args(Per))
     if kind in ("label", "example_and_label"):
         labels = _lengths(function, "label_paddings", label_paddings, values)
         if kind == "label":
@@ -144,8 +144,8 @@ def focal_loss(
       2019, "Focal CTC loss for Chinese optical character recognition on unbalanced datasets",
       section 3.
     """
-    values = at_least_float32(_checks.real("focal_loss", "loss", loss))
-    gamma = _checks.number("focal_loss", "gamma", gamma).astype(values.dtype)
+    values = at_least_float32(checks.real("focal_loss", "loss", loss))
+    gamma = checks.number("focal_loss", "gamma", gamma).astype(values.dtype)
     # Where the power has no derivative, or 0 times infinity is in the way, it is not taken.
     is_inside = (values > 0) & (values < jnp.inf)
     inside = jnp.where(is_inside, values, jnp.ones_like(values))
@@ -260,9 +260,9 @@ def delay_penalty(
       section 3.
     """
     function = "delay_penalty"
-    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
-    _checks.flags(function, logits_normalized=logits_normalized)
+    inputs = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
+    checks.flags(function, logits_normalized=logits_normalized)
     share = posteriors(
         inputs.logits,
         ~inputs.is_frame,
@@ -330,9 +330,9 @@ def mwer_loss(
       sequence-to-sequence models", section 3.2.
     """
     function = "mwer_loss"
-    inputs = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    _checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
-    _checks.flags(function, logits_normalized=logits_normalized)
+    inputs = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    checks.class_id(function, "blank_id", blank_id, inputs.logits.shape[-1])
+    checks.flags(function, logits_normalized=logits_normalized)
     frames = inputs.logits, ~inputs.is_frame
     reference = inputs.labels, ~inputs.is_label
     options = {"blank_id": blank_id, "logits_normalized": logits_normalized}
@@ -345,11 +345,11 @@ def mwer_loss(
         )
         ids, is_found = found.labels, found.scores > -jnp.inf
     else:
-        ids = _checks.class_ids(function, "hypotheses", hypotheses)
+        ids = checks.class_ids(function, "hypotheses", hypotheses)
         batch = inputs.labels.shape[:-1]
         if ids.ndim < 2 or ids.shape[:-2] != batch:
             requirement = f"have shape [*B, W, L] with *B = {batch}, as in logits"
-            _checks.fail(function, "hypotheses", requirement, ids.shape)
+            checks.fail(function, "hypotheses", requirement, ids.shape)
         is_found = jnp.ones(ids.shape[:-1], bool)
 
     def compare(ids: Array) -> tuple[Array, Array]:
@@ -404,10 +404,10 @@ def consistency_loss(
     """
     function = "consistency_loss"
     one, nothing = _distributions(function, logits, logit_paddings)
-    two = _checks.class_scores(function, "other_logits", other_logits)
+    two = checks.class_scores(function, "other_logits", other_logits)
     if two.shape != one.shape:
         requirement = f"have the shape of logits, {one.shape}"
-        _checks.fail(function, "other_logits", requirement, two.shape)
+        checks.fail(function, "other_logits", requirement, two.shape)
     two, padded = _distributions(function, two, nothing)
 
     def towards(target: Array, estimated: Array) -> Array:
@@ -423,8 +423,8 @@ def _distributions(
     function: str, logits: ArrayLike, logit_paddings: ArrayLike | None
 ) -> tuple[Float[Array, "*B T K"], Bool[Array, "*B T"]]:
     """Logits in at least float32, and where there is none or no possible class: 0 there."""
-    scores = _checks.class_scores(function, "logits", logits)
-    padded = _checks.paddings(function, "logit_paddings", logit_paddings, scores.shape[:-1])
+    scores = checks.class_scores(function, "logits", logits)
+    padded = checks.paddings(function, "logit_paddings", logit_paddings, scores.shape[:-1])
     nothing = padded | jnp.all(scores == -jnp.inf, axis=-1)
     return at_least_float32(mask_padding(scores, ~nothing)), nothing
 
@@ -433,9 +433,9 @@ def _lengths(
     function: str, argument: str, paddings: ArrayLike | None, values: Array
 ) -> Float[Array, "*B"]:
     if paddings is None:
-        _checks.fail(function, argument, "be given for this `per`", None)
-    array = _checks.as_array(function, argument, paddings)
+        checks.fail(function, argument, "be given for this `per`", None)
+    array = checks.as_array(function, argument, paddings)
     if array.shape[:-1] != values.shape or array.ndim != values.ndim + 1:
         requirement = f"have one axis more than loss {values.shape}"
-        _checks.fail(function, argument, requirement, array.shape)
+        checks.fail(function, argument, requirement, array.shape)
     return paddings_to_lengths(array).astype(values.dtype)

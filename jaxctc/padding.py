@@ -4,7 +4,6 @@ A padding is 1 (or True) where an entry is *not* in use, as in optax. Padded ent
 anywhere: every function of this library behaves as if they were not there.
 """
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
+from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
 
 
 def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[Array, "*B L"]:
@@ -34,13 +34,12 @@ def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[
       >>> lengths_to_paddings(jnp.array([1, 3]), 3).astype(int).tolist()
       [[0, 1, 1], [0, 0, 0]]
     """
-    counts = _checks.as_array("lengths_to_paddings", "lengths", _checks.saturated(lengths))
+    counts = checks.as_array("lengths_to_paddings", "lengths", checks.saturated(lengths))
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         remedy = "Whole frames remain of a stride: see // instead of /."
-        _checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype, remedy)
-    size = _checks.count("lengths_to_paddings", "max_length", max_length)
-    positions = jnp.arange(size, dtype=jnp.int32)
-    return jnp.expand_dims(positions, range(counts.ndim)) >= _checks.as_int32(counts)[..., None]
+        checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype, remedy)
+    size = checks.count("lengths_to_paddings", "max_length", max_length)
+    return is_beyond(checks.as_int32(counts), size)
 
 
 def paddings_to_lengths(paddings: Shaped[ArrayLike, "*B L"]) -> Int[Array, "*B"]:
@@ -59,9 +58,9 @@ def paddings_to_lengths(paddings: Shaped[ArrayLike, "*B L"]) -> Int[Array, "*B"]
       >>> paddings_to_lengths(jnp.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])).tolist()
       [1, 3]
     """
-    array = _checks.as_array("paddings_to_lengths", "paddings", paddings)
+    array = checks.as_array("paddings_to_lengths", "paddings", paddings)
     if array.ndim < 1:
-        _checks.fail("paddings_to_lengths", "paddings", "have shape [*B, L]", array.shape)
+        checks.fail("paddings_to_lengths", "paddings", "have shape [*B, L]", array.shape)
     return jnp.sum(~array.astype(bool), axis=-1, dtype=jnp.int32)
 
 
@@ -87,13 +86,13 @@ def label_paddings_from(
       >>> label_paddings_from(jnp.array([3, 1, 0]), padding=0).astype(int).tolist()
       [0, 0, 1]
     """
-    ids = _checks.class_ids("label_paddings_from", "labels", labels)
+    ids = checks.class_ids("label_paddings_from", "labels", labels)
     if isinstance(padding, str):
         if padding == "negative":
             return ids < 0
         requirement = 'be "negative" or a class id'
-        _checks.fail("label_paddings_from", "padding", requirement, repr(padding))
-    return ids == _checks.some_id("label_paddings_from", "padding", padding)
+        checks.fail("label_paddings_from", "padding", requirement, repr(padding))
+    return ids == checks.some_id("label_paddings_from", "padding", padding)
 
 
 def required_frames(
@@ -128,11 +127,11 @@ def required_frames(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 3.1.
     """
-    ids = _checks.class_ids("required_frames", "labels", labels)
-    padded = _checks.paddings("required_frames", "label_paddings", label_paddings, ids.shape)
-    _checks.flags("required_frames", label_loop=label_loop)
+    ids = checks.class_ids("required_frames", "labels", labels)
+    padded = checks.paddings("required_frames", "label_paddings", label_paddings, ids.shape)
+    checks.flags("required_frames", label_loop=label_loop)
     if wildcard_id is not None:
-        padded |= ids == _checks.wildcard("required_frames", wildcard_id)
+        padded |= ids == checks.wildcard("required_frames", wildcard_id)
     packed = pack_left(ids, ~padded)
     count = paddings_to_lengths(padded)
     if not label_loop:
@@ -267,7 +266,7 @@ labels that require 3. Repeated labels need a blank between them: see required_f
 class _Needs(NamedTuple):
     """What decides whether labels have an alignment."""
 
-    inputs: _checks.CtcInputs
+    inputs: checks.CtcInputs
     blank: int
     is_unknown: Bool[Array, "*B N"]
     """True for a label in use that no frame can emit."""
@@ -283,13 +282,13 @@ def _needs(
     label_loop: bool,
     wildcard_id: int | None,
 ) -> _Needs:
-    inputs = _checks.ctc_inputs(function, *arguments)
+    inputs = checks.ctc_inputs(function, *arguments)
     classes = inputs.logits.shape[-1]
-    blank = _checks.class_id(function, "blank_id", blank_id, classes)
-    _checks.flags(function, label_loop=label_loop)
+    blank = checks.class_id(function, "blank_id", blank_id, classes)
+    checks.flags(function, label_loop=label_loop)
     is_own = inputs.is_label  # labels but for wildcards
     if wildcard_id is not None:
-        is_own &= inputs.labels != _checks.wildcard(function, wildcard_id, blank)
+        is_own &= inputs.labels != checks.wildcard(function, wildcard_id, blank)
     return _Needs(
         inputs,
         blank,
@@ -332,40 +331,8 @@ def _demand(
     fields |= {name: value.ravel()[first] for name, value in values.items()}
     example = ", ".join(f"{{example{axis}}}" for axis in range(batch))
     subject = f"{argument} of example {example}" if batch else argument
-    message = _checks.message("validate", subject, requirement, got, remedy)
+    message = checks.message("validate", subject, requirement, got, remedy)
     if isinstance(faults, Tracer):
         checkify.check(~faults.any(), message, **fields)  # pyright: ignore[reportArgumentType]  # `debug` is not among the fields
     elif faults.any():
         raise ValueError(message.format(**{name: value.item() for name, value in fields.items()}))
-
-
-# What the rest of the library builds on; not re-exported.
-
-
-def is_emittable(ids: Int[Array, "*B N"], classes: int, blank: int) -> Bool[Array, "*B N"]:
-    """True for an id that a frame can emit as a label: a class other than the blank."""
-    return (ids >= 0) & (ids < classes) & (ids != blank)
-
-
-def is_repeat(packed: Int[Array, "*B N"], count: Int[Array, "*B"]) -> Bool[Array, "*B N"]:
-    """True for a label in use that equals the one before it; labels packed to the left."""
-    same = packed[..., 1:] == packed[..., :-1]
-    same = jnp.concatenate([jnp.zeros_like(packed[..., :1], bool), same], axis=-1)
-    return same & ~lengths_to_paddings(count, packed.shape[-1])
-
-
-def pack_left(values: Shaped[Array, "*B L"], keep: Bool[Array, "*B L"], fill: int | float = 0):
-    """Moves the kept entries to the front, in their order, and fills up behind them.
-
-    One scatter per example, to places that never collide: the same bits on every run, and no
-    index over the batch that would make a sharded call gather it.
-    """
-    return scatter_in_order(values, keep, jnp.cumsum(keep, axis=-1, dtype=jnp.int32) - 1, fill)
-
-
-@functools.partial(jnp.vectorize, signature="(l),(l),(l)->(l)", excluded=(3,))
-def scatter_in_order(values, keep, places, fill):
-    """`out[places[i]] = values[i]` for the kept `i`; `fill` elsewhere."""
-    size = values.shape[0]
-    places = jnp.where(keep, places, jnp.asarray(size, places.dtype))
-    return jnp.full_like(values, fill).at[places].set(values, mode="drop", unique_indices=False)

@@ -9,8 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
-from jaxctc import _checks
-from jaxctc._core import kernels
+from jaxctc._core import checks, kernels
 from jaxctc._core.derivatives import nan_where, value_semiring, with_log_derivative
 from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order, prepare_inputs
 from jaxctc._core.occupancies import solve
@@ -399,7 +398,7 @@ def sample_alignments(
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
     )
-    count = _checks.count("sample_alignments", "num_samples", num_samples)
+    count = checks.count("sample_alignments", "num_samples", num_samples)
     samples = _samples(config, count, key, jax.tree.map(lax.stop_gradient, inputs))
     return samples[..., : config.num_frames]
 

@@ -20,7 +20,7 @@ from ngrams import (
     scores_of,
 )
 
-from jaxctc.arpa import TokenNGrams, WordNGrams, read_arpa
+from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, read_arpa
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxctc import ErrorCounts, cer, edit_distance, error_counts, levenshtein, wer
-from jaxctc.levenshtein import Side
+from jaxctc import ErrorCounts, cer, edit_distance, error_counts, wer
+from jaxctc.metrics import levenshtein
+from jaxctc.metrics.levenshtein import Side
 
 SIZE = 7  # one shape for all random pairs, so that each function compiles once
 

@@ -16,8 +16,8 @@ from jax.tree_util import Partial
 from jaxprs import dtypes
 from ngrams import ALPHABET, GOOD, scores_of
 
-from jaxctc.arpa import read_arpa
-from jaxctc.language_models import CustomModel, LanguageModel, as_language_model, hot_words
+from jaxctc.decoding.arpa import read_arpa
+from jaxctc.decoding.language_models import CustomModel, LanguageModel, as_language_model, hot_words
 
 
 def occurrences(tokens, word):
@@ -189,7 +189,7 @@ def test_hypotheses_on_many_devices():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxctc.language_models import hot_words
+from jaxctc.decoding.language_models import hot_words
 mesh = jax.make_mesh((4,), ("b",))
 everywhere, shared = NamedSharding(mesh, P()), NamedSharding(mesh, P("b"))
 model = hot_words([[1, 2], [2, 1, 2]], 2.0)

@@ -13,19 +13,13 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
 from jaxctc._core.problem import Problem, Wildcards
+from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
-from jaxctc.padding import (
-    is_emittable,
-    is_repeat,
-    lengths_to_paddings,
-    pack_left,
-    paddings_to_lengths,
-)
 
 
 class Config(NamedTuple):
@@ -99,13 +93,13 @@ def prepare_inputs(
     implementation: str | None = None,
 ) -> tuple[Config, Inputs]:
     """The arguments of a public function, checked; see `jaxctc.ctc_loss` for what they mean."""
-    given = _checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    _checks.inputs_not_explicit(function, given)
+    given = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
+    checks.inputs_not_explicit(function, given)
     num_frames, given = given.logits.shape[-2], pad_empty_time_axis(given)
-    axis = _checks.vocab_axis(function, vocab_axis_name, given.logits)
-    blank = _checks.class_id(function, "blank_id", blank_id, number_of_classes(given.logits, axis))
-    _checks.flags(function, logits_normalized=logits_normalized, label_loop=label_loop)
-    _checks.implementation(function, implementation)
+    axis = checks.vocab_axis(function, vocab_axis_name, given.logits)
+    blank = checks.class_id(function, "blank_id", blank_id, number_of_classes(given.logits, axis))
+    checks.flags(function, logits_normalized=logits_normalized, label_loop=label_loop)
+    checks.implementation(function, implementation)
     config = Config(
         blank,
         logits_normalized,
@@ -118,24 +112,24 @@ def prepare_inputs(
     if label_priors is not None:
         scores = _log_probs(mask_padding(scores, is_frame), config)
         config = config._replace(logits_normalized=True)
-        priors = _checks.per_class(function, "label_priors", label_priors, scores.shape)
-        scale = _checks.number(function, "prior_scale", prior_scale)
+        priors = checks.per_class(function, "label_priors", label_priors, scores.shape)
+        scale = checks.number(function, "prior_scale", prior_scale)
         scores -= _scaled(priors.astype(scores.dtype), scale.astype(scores.dtype))
     wildcard = None
     if wildcard_id is not None:
         if axis is not None:
             remedy = "A wildcard takes what all classes have together: they must lie in one place."
-            _checks.fail(
+            checks.fail(
                 function, "wildcard_id", "be None with vocab_axis_name", wildcard_id, remedy
             )
-        config = config._replace(wildcard=_checks.wildcard(function, wildcard_id, blank))
-        penalty = _checks.number(function, "wildcard_penalty", wildcard_penalty)
+        config = config._replace(wildcard=checks.wildcard(function, wildcard_id, blank))
+        penalty = checks.number(function, "wildcard_penalty", wildcard_penalty)
         wildcard = _score_of_all_but(blank, mask_padding(scores, is_frame))
         wildcard -= penalty.astype(wildcard.dtype)
     return config, Inputs(Scores(scores, wildcard), is_frame, given.labels, given.is_label)
 
 
-def pad_empty_time_axis(given: _checks.CtcInputs) -> _checks.CtcInputs:
+def pad_empty_time_axis(given: checks.CtcInputs) -> checks.CtcInputs:
     """One padded frame for an input without frames: scans have to index something."""
     if given.logits.shape[-2] > 0:
         return given
@@ -168,10 +162,10 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
     is_own = inputs.is_label & ~is_wildcard
     labels = pack_left(inputs.labels, is_own)
     scores, columns, blank = _scores_in_one_place(logits, labels, config)
-    count = varying_like(paddings_to_lengths(~is_own), scores, is_frame, labels)
+    count = varying_like(jnp.sum(is_own, axis=-1, dtype=jnp.int32), scores, is_frame, labels)
     classes = number_of_classes(logits, config.vocab_axis)
     is_label = is_emittable(labels, classes, config.blank)
-    is_label &= ~lengths_to_paddings(count, labels.shape[-1])
+    is_label &= ~is_beyond(count, labels.shape[-1])
 
     blank_scores = at_least_float32(scores[..., blank])
     if not config.logits_normalized:

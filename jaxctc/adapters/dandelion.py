@@ -11,8 +11,11 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks, classification, decoding, error_rates, loss
+from jaxctc import frame_losses, loss
+from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, log_where_possible
+from jaxctc.decoding import greedy
+from jaxctc.metrics import error_rates
 
 
 def ctc_cost_logscale(
@@ -54,16 +57,16 @@ def ctc_cost_logscale(
       Array(0.75, dtype=float32)
     """
     function = "adapters.dandelion.ctc_cost_logscale"
-    probs = _checks.as_array(function, "sm", sm)
+    probs = checks.as_array(function, "sm", sm)
     if probs.ndim != 3:
-        _checks.fail(function, "sm", "have shape (T, C+1, B)", probs.shape)
-    probs = jnp.transpose(_checks.class_scores(function, "sm", probs), (2, 0, 1))
+        checks.fail(function, "sm", "have shape (T, C+1, B)", probs.shape)
+    probs = jnp.transpose(checks.class_scores(function, "sm", probs), (2, 0, 1))
     blank = -1 if blank_symbol is None else blank_symbol
-    _checks.choice(function, "align", align, ("pre", "post"))
+    checks.choice(function, "align", align, ("pre", "post"))
     labels = _ids(function, "seq", seq)
     if labels.shape[0] != probs.shape[0]:
         requirement = f"have shape (L, B) with B = {probs.shape[0]}, as in sm"
-        _checks.fail(function, "seq", requirement, jnp.shape(seq))
+        checks.fail(function, "seq", requirement, jnp.shape(seq))
     padded = _paddings(function, "sm_mask", sm_mask, probs.shape[:2])
     if padded is not None:  # before the logarithm, whose derivative would let NaN through
         probs = jnp.where(padded[..., None], jnp.ones_like(probs), probs)
@@ -72,7 +75,7 @@ def ctc_cost_logscale(
         padded,
         labels,
         _paddings(function, "seq_mask", seq_mask, labels.shape),
-        blank_id=_checks.class_id(function, "blank_symbol", blank, probs.shape[-1]),
+        blank_id=checks.class_id(function, "blank_symbol", blank, probs.shape[-1]),
         logits_normalized=True,
         implementation=implementation,
     )
@@ -106,15 +109,15 @@ def ctc_best_path_decode(
       ([1.0, 1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 0.0, 0.0, 0.0])
     """
     function = "adapters.dandelion.ctc_best_path_decode"
-    scores = _checks.as_array(function, "Y", Y)
+    scores = checks.as_array(function, "Y", Y)
     if scores.ndim != 3:
-        _checks.fail(function, "Y", "have shape (B, T, C+1)", scores.shape)
+        checks.fail(function, "Y", "have shape (B, T, C+1)", scores.shape)
     blank = -1 if blank_symbol is None else blank_symbol
-    blank = _checks.class_id(function, "blank_symbol", blank, scores.shape[-1])
+    blank = checks.class_id(function, "blank_symbol", blank, scores.shape[-1])
     paddings = None
     if Y_mask is not None:
-        paddings = ~_checks.paddings(function, "Y_mask", Y_mask, scores.shape[:2])
-    labels = decoding.greedy_decode(scores, paddings, blank_id=blank).labels.T
+        paddings = ~checks.paddings(function, "Y_mask", Y_mask, scores.shape[:2])
+    labels = greedy.greedy_decode(scores, paddings, blank_id=blank).labels.T
     return labels.astype(jnp.float32), (labels >= 0).astype(jnp.float32)
 
 
@@ -149,7 +152,7 @@ def ctc_CER(
     hyp, ref = _ids(function, "resultseq", resultseq), _ids(function, "targetseq", targetseq)
     if hyp.shape[0] != ref.shape[0]:
         requirement = f"have shape (T2, B) with B = {hyp.shape[0]}, as in resultseq"
-        _checks.fail(function, "targetseq", requirement, jnp.shape(targetseq))
+        checks.fail(function, "targetseq", requirement, jnp.shape(targetseq))
     rate, errors, length = error_rates.cer(
         hyp,
         _paddings(function, "resultseq_mask", resultseq_mask, hyp.shape),
@@ -190,7 +193,7 @@ def categorical_crossentropy(
       Array([0.25], dtype=float32)
     """
     scores = _scores("adapters.dandelion.categorical_crossentropy", "predictions", predictions, m)
-    return classification.cross_entropy(
+    return frame_losses.cross_entropy(
         scores, targets, estimated_type="probs", eps=eps, class_weight=class_weight
     )
 
@@ -222,7 +225,7 @@ def categorical_crossentropy_log(
     """
     function = "adapters.dandelion.categorical_crossentropy_log"
     scores = _scores(function, "log_predictions", log_predictions, m)
-    return classification.cross_entropy(
+    return frame_losses.cross_entropy(
         scores, targets, estimated_type="log-probs", class_weight=class_weight
     )
 
@@ -249,7 +252,7 @@ def binary_crossentropy(
       Array([[0.25]], dtype=float32)
     """
     both = _aligned("binary_crossentropy", predictions=predictions, targets=targets)
-    return classification.binary_cross_entropy(*both, estimated_type="probs")
+    return frame_losses.binary_cross_entropy(*both, estimated_type="probs")
 
 
 def squared_error(a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -271,7 +274,7 @@ def squared_error(a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."]) -> F
       >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
       Array([4., 0.], dtype=float32)
     """
-    return classification.squared_error(*_aligned("squared_error", a=a, b=b))
+    return frame_losses.squared_error(*_aligned("squared_error", a=a, b=b))
 
 
 def binary_hinge_loss(
@@ -306,7 +309,7 @@ def binary_hinge_loss(
     scores, truth = _aligned("binary_hinge_loss", predictions=predictions, targets=targets)
     if not binary:
         truth = (truth.astype(jnp.float32) + 1) / 2
-    return classification.binary_hinge_loss(scores, truth, margin=delta, estimated_type=kind)
+    return frame_losses.binary_hinge_loss(scores, truth, margin=delta, estimated_type=kind)
 
 
 def multiclass_hinge_loss(
@@ -331,7 +334,7 @@ def multiclass_hinge_loss(
       >>> multiclass_hinge_loss(jnp.array([[1.0, 0.5]]), jnp.array([0]))
       Array([0.5], dtype=float32)
     """
-    return classification.multiclass_hinge_loss(predictions, targets, margin=delta)
+    return frame_losses.multiclass_hinge_loss(predictions, targets, margin=delta)
 
 
 def binary_accuracy(
@@ -359,7 +362,7 @@ def binary_accuracy(
       [True, True]
     """
     both = _aligned("binary_accuracy", predictions=predictions, targets=targets)
-    return classification.binary_accuracy(*both, threshold=threshold)
+    return frame_losses.binary_accuracy(*both, threshold=threshold)
 
 
 def categorical_accuracy(
@@ -385,16 +388,16 @@ def categorical_accuracy(
       >>> categorical_accuracy(jnp.array([[0.2, 0.8]]), jnp.array([0]), top_k=2).tolist()
       [True]
     """
-    return classification.categorical_accuracy(predictions, targets, top_k=top_k)
+    return frame_losses.categorical_accuracy(predictions, targets, top_k=top_k)
 
 
 def _ids(function: str, argument: str, values: ArrayLike) -> Int[Array, "B L"]:
     """Sequences along the last axis, as integers."""
-    array = _checks.as_array(function, argument, _checks.saturated(values))
+    array = checks.as_array(function, argument, checks.saturated(values))
     if array.ndim != 2:
-        _checks.fail(function, argument, "have two axes, the second for the batch", array.shape)
+        checks.fail(function, argument, "have two axes, the second for the batch", array.shape)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return _checks.class_ids(function, argument, array).T
+        return checks.class_ids(function, argument, array).T
     limit = jnp.asarray(jnp.iinfo(jnp.int32).max // 2, array.dtype)
     is_whole = (array == jnp.floor(array)) & (jnp.abs(array) < limit)
     return jnp.where(is_whole, array, -jnp.ones_like(array)).astype(jnp.int32).T
@@ -404,7 +407,7 @@ def _paddings(
     function: str, argument: str, mask: ArrayLike | None, shape: tuple[int, ...]
 ) -> Bool[Array, "B L"] | None:
     """Paddings `[B, L]` from a mask `(L, B)`."""
-    return None if mask is None else ~_checks.paddings(function, argument, mask, shape[::-1]).T
+    return None if mask is None else ~checks.paddings(function, argument, mask, shape[::-1]).T
 
 
 def _log(probs: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
@@ -416,16 +419,16 @@ def _scores(
     function: str, argument: str, predictions: ArrayLike, m: int | None
 ) -> Shaped[Array, "B N"]:
     """Scores of m classes."""
-    scores = _checks.as_array(function, argument, predictions)
-    if m is not None and _checks.static_int(function, "m", m) != scores.shape[-1]:
-        _checks.fail(function, "m", f"be the number of classes, {scores.shape[-1]}", m)
+    scores = checks.as_array(function, argument, predictions)
+    if m is not None and checks.static_int(function, "m", m) != scores.shape[-1]:
+        checks.fail(function, "m", f"be the number of classes, {scores.shape[-1]}", m)
     return scores
 
 
 def _aligned(function: str, **both: ArrayLike) -> tuple[Array, Array]:
     """Predictions and targets; a vector of targets as a column, for predictions that are one."""
     predictions, targets = (
-        _checks.as_array(f"adapters.dandelion.{function}", argument, values)
+        checks.as_array(f"adapters.dandelion.{function}", argument, values)
         for argument, values in both.items()
     )
     is_column = predictions.ndim == 2 and predictions.shape[1] == 1 and targets.ndim == 1

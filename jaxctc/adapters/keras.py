@@ -7,10 +7,11 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from jaxctc import _checks, loss
+from jaxctc import loss
+from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, mask_padding
-from jaxctc.beam_search import prefix_beam_search
-from jaxctc.decoding import greedy_decode
+from jaxctc.decoding.beam_search import prefix_beam_search
+from jaxctc.decoding.greedy import greedy_decode
 from jaxctc.padding import lengths_to_paddings
 
 
@@ -53,17 +54,17 @@ def ctc_loss(
     """
     function = "adapters.keras.ctc_loss"
     logits = _logits(function, "output", output)
-    labels = _checks.class_ids(function, "target", target)
+    labels = checks.class_ids(function, "target", target)
     batch, frames, classes = logits.shape
     if labels.ndim != 2 or len(labels) != batch:
         requirement = f"have shape (batch_size, max_length) with batch_size = {batch}, as in output"
-        _checks.fail(function, "target", requirement, labels.shape)
+        checks.fail(function, "target", requirement, labels.shape)
     return loss.ctc_loss(
         logits,
         _paddings(function, "output_length", output_length, (batch, frames)),
         labels,
         _paddings(function, "target_length", target_length, labels.shape),
-        blank_id=_checks.class_id(function, "mask_index", mask_index, classes),
+        blank_id=checks.class_id(function, "mask_index", mask_index, classes),
         log_epsilon=-1e5,
         implementation=implementation,
     )
@@ -117,20 +118,20 @@ def ctc_decode(
     logits = _logits(function, "inputs", inputs)
     paddings = _paddings(function, "sequence_lengths", sequence_lengths, logits.shape[:2])
     mask = -1 if mask_index is None else mask_index
-    blank = _checks.class_id(function, "mask_index", mask, logits.shape[-1])
-    _checks.choice(function, "strategy", strategy, ("greedy", "beam_search"))
-    _checks.flags(function, merge_repeated=merge_repeated)
-    if _checks.count(function, "top_paths", top_paths, 1) > 1 and strategy == "greedy":
-        _checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
+    blank = checks.class_id(function, "mask_index", mask, logits.shape[-1])
+    checks.choice(function, "strategy", strategy, ("greedy", "beam_search"))
+    checks.flags(function, merge_repeated=merge_repeated)
+    if checks.count(function, "top_paths", top_paths, 1) > 1 and strategy == "greedy":
+        checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
     if strategy == "greedy":
         best = greedy_decode(logits, paddings, blank_id=blank, label_loop=merge_repeated)
         largest = jnp.max(at_least_float32(mask_padding(logits, ~paddings)), axis=-1)
         return best.labels[None], -jnp.sum(largest, axis=-1, keepdims=True)
 
     if not merge_repeated:
-        _checks.fail(function, "merge_repeated", 'be True for strategy="beam_search"', False)
-    if top_paths > _checks.count(function, "beam_width", beam_width, 1):
-        _checks.fail(function, "top_paths", f"be at most beam_width, {beam_width}", top_paths)
+        checks.fail(function, "merge_repeated", 'be True for strategy="beam_search"', False)
+    if top_paths > checks.count(function, "beam_width", beam_width, 1):
+        checks.fail(function, "top_paths", f"be at most beam_width, {beam_width}", top_paths)
     best = prefix_beam_search(
         logits, paddings, blank_id=blank, beam_width=beam_width, num_hypotheses=top_paths
     )
@@ -138,15 +139,15 @@ def ctc_decode(
 
 
 def _logits(function: str, argument: str, logits: ArrayLike) -> Float[Array, "B T K"]:
-    array = _checks.as_array(function, argument, logits)
+    array = checks.as_array(function, argument, logits)
     if array.ndim != 3:
         requirement = "have shape (batch_size, max_length, num_classes)"
-        _checks.fail(function, argument, requirement, array.shape)
-    return _checks.class_scores(function, argument, array)
+        checks.fail(function, argument, requirement, array.shape)
+    return checks.class_scores(function, argument, array)
 
 
 def _paddings(
     function: str, argument: str, lengths: Any, shape: tuple[int, ...]
 ) -> Bool[Array, "B L"]:
-    counts = _checks.lengths(function, argument, lengths, shape[:1])
+    counts = checks.lengths(function, argument, lengths, shape[:1])
     return lengths_to_paddings(counts, shape[1])

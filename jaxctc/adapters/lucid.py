@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc.adapters.torch import per_example, reduce
 
 
@@ -52,9 +52,9 @@ def ctc_loss(
       Array(9., dtype=float32)
     """
     function = "adapters.lucid.ctc_loss"
-    scores = _checks.as_array(function, "log_probs", log_probs)
+    scores = checks.as_array(function, "log_probs", log_probs)
     if scores.ndim != 3:
-        _checks.fail(function, "log_probs", "have shape (T, N, C)", scores.shape)
+        checks.fail(function, "log_probs", "have shape (T, N, C)", scores.shape)
     losses, _ = per_example(
         function,
         scores,

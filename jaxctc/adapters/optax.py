@@ -5,7 +5,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
-from jaxctc import _checks, loss
+from jaxctc import loss
+from jaxctc._core import checks
 from jaxctc._core.semirings import LOG
 from jaxctc.loss import LossAndForwardProbs
 
@@ -98,7 +99,7 @@ def ctc_loss_with_forward_probs(
       ([[0.25, 0.75]], [[0.5]])
     """
     function = "adapters.optax.ctc_loss_with_forward_probs"
-    number = _checks.number(function, "log_epsilon", log_epsilon)
+    number = checks.number(function, "log_epsilon", log_epsilon)
     losses, blank, label = loss.ctc_loss_with_forward_probs(
         logits, logit_paddings, labels, label_paddings, blank_id=blank_id
     )

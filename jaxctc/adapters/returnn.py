@@ -10,8 +10,10 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks, classification, error_rates, loss
-from jaxctc.classification import EstimatedType
+from jaxctc import frame_losses, loss
+from jaxctc._core import checks
+from jaxctc.frame_losses import EstimatedType
+from jaxctc.metrics import error_rates
 from jaxctc.padding import lengths_to_paddings
 
 
@@ -43,7 +45,7 @@ def cross_entropy(
       >>> jnp.exp(-loss)
       Array([0.75], dtype=float32)
     """
-    return classification.cross_entropy(estimated, target, axis=axis, estimated_type=estimated_type)
+    return frame_losses.cross_entropy(estimated, target, axis=axis, estimated_type=estimated_type)
 
 
 def ctc_loss(
@@ -89,18 +91,18 @@ def ctc_loss(
     """
     function = "adapters.returnn.ctc_loss"
     if use_native_op:
-        _checks.fail(function, "use_native_op", "be None or False", use_native_op)
-    scores = _checks.class_scores(function, "logits", logits)
-    ids = _checks.class_ids(function, "targets", targets)
+        checks.fail(function, "use_native_op", "be None or False", use_native_op)
+    scores = checks.class_scores(function, "logits", logits)
+    ids = checks.class_ids(function, "targets", targets)
     batch, (frames, classes) = scores.shape[:-2], scores.shape[-2:]
     if ids.shape[:-1] != batch:
-        _checks.fail(function, "targets", f"have shape [*B, N] with *B = {batch}", ids.shape)
+        checks.fail(function, "targets", f"have shape [*B, N] with *B = {batch}", ids.shape)
     return loss.ctc_loss(
         scores,
         _paddings(function, "input_spatial_dim", input_spatial_dim, (*batch, frames)),
         ids,
         _paddings(function, "targets_spatial_dim", targets_spatial_dim, ids.shape),
-        blank_id=_checks.class_id(function, "blank_index", blank_index, classes),
+        blank_id=checks.class_id(function, "blank_index", blank_index, classes),
         logits_normalized=logits_normalized,
         max_approx=max_approx,
         label_loop=label_loop,
@@ -139,11 +141,11 @@ def edit_distance(
     function = "adapters.returnn.edit_distance"
     sides = []
     for name, ids, lengths in (("a", a, a_spatial_dim), ("b", b, b_spatial_dim)):
-        ids = _checks.token_ids(function, name, ids)
+        ids = checks.token_ids(function, name, ids)
         sides += [ids, _paddings(function, f"{name}_spatial_dim", lengths, ids.shape)]
     if sides[0].shape[:-1] != sides[2].shape[:-1]:
         requirement = f"have shape [*B, M] with *B = {sides[0].shape[:-1]}, as in a"
-        _checks.fail(function, "b", requirement, sides[2].shape)
+        checks.fail(function, "b", requirement, sides[2].shape)
     kind, longest = jnp.dtype(dtype), max(side.shape[-1] for side in sides)
     most = -1
     if jnp.issubdtype(kind, jnp.integer):
@@ -152,11 +154,11 @@ def edit_distance(
         most = 2 ** (jnp.finfo(kind).nmant + 1)
     if most < longest or jax.dtypes.canonicalize_dtype(kind) != kind:
         requirement = f"hold distances up to {longest} (and 64 bits only under jax_enable_x64)"
-        _checks.fail(function, "dtype", requirement, kind)
+        checks.fail(function, "dtype", requirement, kind)
     return error_rates.edit_distance(*sides).astype(kind)
 
 
 def _paddings(
     function: str, argument: str, lengths: ArrayLike, shape: tuple[int, ...]
 ) -> Bool[Array, "*B L"]:
-    return lengths_to_paddings(_checks.lengths(function, argument, lengths, shape[:-1]), shape[-1])
+    return lengths_to_paddings(checks.lengths(function, argument, lengths, shape[:-1]), shape[-1])

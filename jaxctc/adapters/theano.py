@@ -7,7 +7,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxctc import _checks, loss
+from jaxctc import loss
+from jaxctc._core import checks
 from jaxctc.padding import label_paddings_from, lengths_to_paddings
 
 
@@ -43,16 +44,16 @@ def ctc(
       Array([5.], dtype=float32)
     """
     function = "adapters.theano.ctc"
-    logits = _checks.as_array(function, "activations", activations)
+    logits = checks.as_array(function, "activations", activations)
     if logits.ndim != 3:
-        _checks.fail(function, "activations", "have shape (t, m, p)", logits.shape)
-    logits = jnp.swapaxes(_checks.class_scores(function, "activations", logits), 0, 1)
+        checks.fail(function, "activations", "have shape (t, m, p)", logits.shape)
+    logits = jnp.swapaxes(checks.class_scores(function, "activations", logits), 0, 1)
     batch, frames, _ = logits.shape
-    ids = _checks.class_ids(function, "labels", labels)
+    ids = checks.class_ids(function, "labels", labels)
     if ids.ndim != 2 or len(ids) != batch:
         requirement = f"have shape (m, n) with m = {batch}, as in activations"
-        _checks.fail(function, "labels", requirement, ids.shape)
-    counts = _checks.lengths(function, "input_lengths", input_lengths, (batch,))
+        checks.fail(function, "labels", requirement, ids.shape)
+    counts = checks.lengths(function, "input_lengths", input_lengths, (batch,))
     return loss.ctc_loss(
         logits,
         lengths_to_paddings(counts, frames),
@@ -88,7 +89,7 @@ class ConnectionistTemporalClassification:
         if self.openmp is not None:
             remedy = "XLA decides how many threads to use."
             function = "adapters.theano.ConnectionistTemporalClassification"
-            _checks.fail(function, "openmp", "be None", repr(self.openmp), remedy)
+            checks.fail(function, "openmp", "be None", repr(self.openmp), remedy)
 
     def __call__(
         self,
@@ -100,6 +101,6 @@ class ConnectionistTemporalClassification:
     ) -> Float[Array, "m"]:
         """What `ctc` returns."""
         if not self.compute_grad:
-            array = _checks.as_array("adapters.theano.ctc", "activations", activations)
+            array = checks.as_array("adapters.theano.ctc", "activations", activations)
             activations = lax.stop_gradient(array)
         return ctc(activations, labels, input_lengths, implementation=implementation)

@@ -10,7 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from jaxctc import _checks, loss
+from jaxctc import loss
+from jaxctc._core import checks
 from jaxctc.padding import lengths_to_paddings, paddings_to_lengths
 
 
@@ -95,10 +96,10 @@ def per_example(
     implementation: str | None,
 ) -> tuple[Float[Array, "*N"], Int[Array, "*N"]]:
     """Of each example, the loss and the number of labels."""
-    scores = _checks.as_array(function, "log_probs", log_probs)
+    scores = checks.as_array(function, "log_probs", log_probs)
     if scores.ndim not in (2, 3):
-        _checks.fail(function, "log_probs", "have shape (T, N, C) or (T, C)", scores.shape)
-    scores = jnp.moveaxis(_checks.class_scores(function, "log_probs", scores), 0, -2)
+        checks.fail(function, "log_probs", "have shape (T, N, C) or (T, C)", scores.shape)
+    scores = jnp.moveaxis(checks.class_scores(function, "log_probs", scores), 0, -2)
     batch, (frames, classes) = scores.shape[:-2], scores.shape[-2:]
     counts = _lengths(function, "input_lengths", input_lengths, batch, frames)
     labels, label_paddings = _labels(function, targets, target_lengths, batch)
@@ -107,7 +108,7 @@ def per_example(
         lengths_to_paddings(counts, frames),
         labels,
         label_paddings,
-        blank_id=_checks.class_id(function, "blank", blank, classes),
+        blank_id=checks.class_id(function, "blank", blank, classes),
         logits_normalized=True,
         zero_infinity=zero_infinity,
         implementation=implementation,
@@ -117,7 +118,7 @@ def per_example(
 
 def reduce(function: str, losses: Float[Array, "*N"], reduction: str) -> Float[Array, "..."]:
     """The mean, the sum or the losses themselves."""
-    _checks.choice(function, "reduction", reduction, ("mean", "sum", "none"))
+    checks.choice(function, "reduction", reduction, ("mean", "sum", "none"))
     if reduction == "none":
         return losses
     return jnp.mean(losses) if reduction == "mean" else jnp.sum(losses)
@@ -126,7 +127,7 @@ def reduce(function: str, losses: Float[Array, "*N"], reduction: str) -> Float[A
 def _labels(
     function: str, targets: Int[ArrayLike, "..."], lengths: Any, batch: tuple[int, ...]
 ) -> tuple[Int[Array, "*N S"], Bool[Array, "*N S"]]:
-    ids = _checks.class_ids(function, "targets", targets)
+    ids = checks.class_ids(function, "targets", targets)
     if not batch and ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]
     concatenated = len(batch) == 1 and ids.ndim == 1
@@ -134,7 +135,7 @@ def _labels(
         requirement = "have shape (S,)"
         if batch:
             requirement = f"have shape (N, S) with N = {batch[0]}, as in log_probs, or (S,)"
-        _checks.fail(function, "targets", requirement, ids.shape)
+        checks.fail(function, "targets", requirement, ids.shape)
     counts = _lengths(function, "target_lengths", lengths, batch, ids.shape[-1])
     if concatenated:
         ids = _split(function, ids, counts, _on_host(lengths))
@@ -149,7 +150,7 @@ def _split(
     if known is not None:
         if known.sum() != ids.size:
             requirement = f"add up to the number of targets, {ids.size}"
-            _checks.fail(function, "target_lengths", requirement, known.sum())
+            checks.fail(function, "target_lengths", requirement, known.sum())
         width = int(known.max(initial=0))
     first = jnp.cumsum(counts, dtype=jnp.int32) - counts
     places = first[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
@@ -159,13 +160,13 @@ def _split(
 def _lengths(
     function: str, argument: str, lengths: Any, batch: tuple[int, ...], longest: int
 ) -> Int[Array, "*N"]:
-    counts = _checks.as_array(function, argument, _checks.saturated(lengths))
+    counts = checks.as_array(function, argument, checks.saturated(lengths))
     known = _on_host(lengths)
     if not batch and counts.shape == (1,):
         counts = counts[0]
-    counts = _checks.lengths(function, argument, counts, batch)
+    counts = checks.lengths(function, argument, counts, batch)
     if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
-        _checks.fail(function, argument, f"lie in [0, {longest}]", known.tolist())
+        checks.fail(function, argument, f"lie in [0, {longest}]", known.tolist())
     return jnp.maximum(counts, 0)
 
 

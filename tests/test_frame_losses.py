@@ -20,7 +20,7 @@ from jaxctc import (
     multiclass_hinge_loss,
     squared_error,
 )
-from jaxctc.classification import EstimatedType
+from jaxctc.frame_losses import EstimatedType
 
 TYPES: list[EstimatedType] = ["logits", "log-probs", "probs"]
 every_type = pytest.mark.parametrize("kind", TYPES)

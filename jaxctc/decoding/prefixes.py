@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc._core.normalizer import normalizer, safe_max
 from jaxctc._core.sharding import varying_like
-from jaxctc.language_models import LanguageModel
+from jaxctc.decoding.language_models import LanguageModel
 
 
 class Prefixes(NamedTuple):

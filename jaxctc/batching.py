@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 
 
 class PaddedBatch(NamedTuple):
@@ -75,16 +75,16 @@ def pad_to_bucket(
       (0.5, 0.25)
     """
     inputs = [
-        _checks.host_array("pad_to_bucket", f"frames of example {example}", part, "be an array")
+        checks.host_array("pad_to_bucket", f"frames of example {example}", part, "be an array")
         for example, part in enumerate(frames)
     ]
     ids = [_class_ids(example, part) for example, part in enumerate(labels)]
     _check_examples(inputs, ids)
     size = len(inputs)
     if batch_size is not None:
-        size = _checks.count("pad_to_bucket", "batch_size", batch_size)
+        size = checks.count("pad_to_bucket", "batch_size", batch_size)
         if size < len(inputs):
-            _checks.fail("pad_to_bucket", "frames", f"be at most {size} examples", len(inputs))
+            checks.fail("pad_to_bucket", "frames", f"be at most {size} examples", len(inputs))
     num_frames, num_labels = _smallest_bucket(list(map(len, inputs)), list(map(len, ids)), buckets)
     padded_frames, frame_paddings = _stack(inputs, size, num_frames)
     padded_labels, label_paddings = _stack(ids, size, num_labels)
@@ -95,25 +95,25 @@ def pad_to_bucket(
 def _class_ids(example: int, labels: Int[np.ndarray, "_"] | Sequence[int]) -> Int[np.ndarray, "_"]:
     """Ids as int32; below 0 and from the largest int32 on, where no class is, they end there."""
     argument, requirement = f"labels of example {example}", "be integers in a row"
-    ids = _checks.host_array("pad_to_bucket", argument, labels, requirement)
+    ids = checks.host_array("pad_to_bucket", argument, labels, requirement)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         got = f"an array of {ids.dtype}{list(ids.shape)}"
         remedy = "Map strings to ids." if ids.dtype.kind == "U" else ""
-        _checks.fail("pad_to_bucket", argument, requirement, got, remedy)
+        checks.fail("pad_to_bucket", argument, requirement, got, remedy)
     return np.clip(ids.astype(np.int64), -1, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _check_examples(frames: list[np.ndarray], labels: list[np.ndarray]) -> None:
     function = "pad_to_bucket"
     if not frames:
-        _checks.fail(function, "frames", "have at least one example", "none")
+        checks.fail(function, "frames", "have at least one example", "none")
     if len(labels) != len(frames):
         requirement = f"have one sequence for each of the {len(frames)} examples"
-        _checks.fail(function, "labels", requirement, len(labels))
+        checks.fail(function, "labels", requirement, len(labels))
     for example, part in enumerate(frames):
         if part.ndim < 1 or part.shape[1:] != frames[0].shape[1:]:
             requirement = f"have shape [t, ...] with the axes {frames[0].shape[1:]} of example 0"
-            _checks.fail(function, f"frames of example {example}", requirement, part.shape)
+            checks.fail(function, f"frames of example {example}", requirement, part.shape)
 
 
 def _smallest_bucket(
@@ -121,9 +121,9 @@ def _smallest_bucket(
 ) -> tuple[int, int]:
     """Fewest frames first; that is where the work is."""
     requirement = "be pairs of integers (T, N)"
-    sizes = _checks.host_array("pad_to_bucket", "buckets", buckets, requirement)
+    sizes = checks.host_array("pad_to_bucket", "buckets", buckets, requirement)
     if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu":
-        _checks.fail("pad_to_bucket", "buckets", requirement, buckets)
+        checks.fail("pad_to_bucket", "buckets", requirement, buckets)
     most = max(num_frames), max(num_labels)
     large_enough = sizes[(sizes >= most).all(axis=1)].tolist()
     if not large_enough:
@@ -133,7 +133,7 @@ def _smallest_bucket(
             f"and the {most[1]} labels of example {longest[1]}"
         )
         remedy = "Add a larger one, or leave these examples out."
-        _checks.fail("pad_to_bucket", "buckets", requirement, buckets, remedy)
+        checks.fail("pad_to_bucket", "buckets", requirement, buckets, remedy)
     return tuple(min(large_enough))
 
 

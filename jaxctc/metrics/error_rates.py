@@ -12,8 +12,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks, levenshtein
-from jaxctc.levenshtein import Side
+from jaxctc._core import checks
+from jaxctc.metrics import levenshtein
+from jaxctc.metrics.levenshtein import Side
 
 
 class ErrorCounts(NamedTuple):
@@ -225,7 +226,7 @@ def wer(
       >>> round(float(rate), 4), int(errors), int(words)
       (0.3333, 1, 3)
     """
-    separator = _checks.static_int("wer", "separator", separator)
+    separator = checks.static_int("wer", "separator", separator)
     options = Units(separator, class_map, ignored_ids)
     return _batch_rate("wer", hyp, hyp_paddings, ref, ref_paddings, options)
 
@@ -250,14 +251,14 @@ def units(
     options: Units,
 ) -> tuple[Side, Side]:
     """Both sides, checked, in one integer type."""
-    hyp_ids = _checks.token_ids(function, "hyp", hyp)
-    ref_ids = _checks.token_ids(function, "ref", ref)
+    hyp_ids = checks.token_ids(function, "hyp", hyp)
+    ref_ids = checks.token_ids(function, "ref", ref)
     batch = hyp_ids.shape[:-1]
     if ref_ids.shape[:-1] != batch:
         requirement = f"have shape [*B, M] with *B = {batch}, as in hyp {hyp_ids.shape}"
-        _checks.fail(function, "ref", requirement, ref_ids.shape)
-    no_hyp = _checks.paddings(function, "hyp_paddings", hyp_paddings, hyp_ids.shape)
-    no_ref = _checks.paddings(function, "ref_paddings", ref_paddings, ref_ids.shape)
+        checks.fail(function, "ref", requirement, ref_ids.shape)
+    no_hyp = checks.paddings(function, "hyp_paddings", hyp_paddings, hyp_ids.shape)
+    no_ref = checks.paddings(function, "ref_paddings", ref_paddings, ref_ids.shape)
     wide = max(hyp_ids.dtype.itemsize, ref_ids.dtype.itemsize) > 4
     hyp_ids, ref_ids = (ids.astype(jnp.int64 if wide else jnp.int32) for ids in (hyp_ids, ref_ids))
     return _side(function, hyp_ids, ~no_hyp, options), _side(function, ref_ids, ~no_ref, options)
@@ -277,16 +278,16 @@ def _side(
         used &= ~(mapped & (classes < 0))
     if options.separator is None:
         return Side(classes, used, used, used)
-    separator = _checks.static_int(function, "separator", options.separator)
+    separator = checks.static_int(function, "separator", options.separator)
     return _words(classes, used, ids == jnp.asarray(separator, ids.dtype))
 
 
 def _id_list(
     function: str, argument: str, values: ArrayLike | Sequence[int], ids: Int[Array, "*B L"]
 ) -> Int[Array, "I"]:
-    array = _checks.token_ids(function, argument, _checks.as_array(function, argument, values))
+    array = checks.token_ids(function, argument, checks.as_array(function, argument, values))
     if array.ndim != 1:
-        _checks.fail(function, argument, "have one axis", array.shape)
+        checks.fail(function, argument, "have one axis", array.shape)
     return array.astype(ids.dtype)
 
 

@@ -17,8 +17,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxctc import _checks
-from jaxctc.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
+from jaxctc._core import checks
+from jaxctc.decoding.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
 
 _MARKS = (b"<s>", b"</s>")
 _LONGEST_LINE = 2**16
@@ -177,9 +177,9 @@ def read_arpa(
     """
     names = _names(tokens)
     if not unknown_log_prob < math.inf:
-        _checks.fail("read_arpa", "unknown_log_prob", "be a number below inf", unknown_log_prob)
+        checks.fail("read_arpa", "unknown_log_prob", "be a number below inf", unknown_log_prob)
     if separator is not None:
-        separator = _checks.class_id("read_arpa", "separator", separator, len(names))
+        separator = checks.class_id("read_arpa", "separator", separator, len(names))
     ngrams = _read_file(path)
     if separator is None:
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
@@ -234,7 +234,7 @@ class _NGrams:
             unknown if name in _MARKS else word for name, word in zip(names, words, strict=True)
         ]
         if all(word == unknown for word in words):
-            _checks.fail("read_arpa", "tokens", "name words of the file", "none that do", remedy)
+            checks.fail("read_arpa", "tokens", "name words of the file", "none that do", remedy)
         return jnp.asarray([*words, unknown], jnp.int32)
 
     def automaton(self, unknown_log_prob: float) -> Automaton:
@@ -276,7 +276,7 @@ class _Lines:
         """Raises for the line at hand."""
         if got is None:
             got = repr(self.text[:80].decode(errors="backslashreplace"))
-        _checks.fail("read_arpa", f"line {self.number} of {self.path}", requirement, got)
+        checks.fail("read_arpa", f"line {self.number} of {self.path}", requirement, got)
 
     def is_any_left(self) -> bool:
         """Goes to the next line, if there is one, and keeps it without white space around it."""
@@ -308,7 +308,7 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     if not isinstance(tokens, Sequence) or not all(isinstance(t, str | None) for t in tokens):
         remedy = "They are the names of the classes, in the order of their ids."
         got = f"{type(tokens).__name__}"
-        _checks.fail("read_arpa", "tokens", "be a sequence of strings", got, remedy)
+        checks.fail("read_arpa", "tokens", "be a sequence of strings", got, remedy)
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 

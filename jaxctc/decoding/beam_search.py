@@ -2,7 +2,7 @@
 
 What stays from frame to frame has no room for whole label sequences: a scan over frames writes
 down from which prefix each one came and by which token, and reading that backwards extends the
-sequences once per chunk. The frames themselves are in `jaxctc.prefixes`.
+sequences once per chunk. The frames themselves are in `jaxctc.decoding.prefixes`.
 """
 
 import functools
@@ -16,14 +16,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.normalizer import mask_padding
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
-from jaxctc.automata import Automaton
-from jaxctc.decoding import Hypotheses
-from jaxctc.language_models import LanguageModel, as_language_model
-from jaxctc.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
+from jaxctc.decoding.automata import Automaton
+from jaxctc.decoding.greedy import Hypotheses
+from jaxctc.decoding.language_models import LanguageModel, as_language_model
+from jaxctc.decoding.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
 
 
 class BeamState(NamedTuple):
@@ -77,7 +77,7 @@ def prefix_beam_search(
       blank_threshold: probability of the blank above which a frame adds no token and repeats
         none. For one utterance at a time, such frames also cost less. None skips nothing.
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
-        of pure functions of one hypothesis, see `jaxctc.language_models.LanguageModel`.
+        of pure functions of one hypothesis, see `jaxctc.decoding.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
       length_bonus: nats to add for every label. A language model alone favours short sequences;
         1 or 2 often make up for that.
@@ -116,8 +116,8 @@ def prefix_beam_search(
       with recurrent neural networks", section 7.5.
     """
     function = "prefix_beam_search"
-    _checks.flags(function, times=times)
-    scores = _checks.class_scores(function, "logits", logits)
+    checks.flags(function, times=times)
+    scores = checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
     guide = _guide(function, language_model, lm_weight, length_bonus, hot_words)
@@ -175,7 +175,7 @@ def beam_init(
       [[1, 2, -1, -1, -1]]
     """
     if not isinstance(batch, Sequence):
-        _checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
+        checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
     guide = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
     return _first_state("beam_init", tuple(batch), beam_width, max_length, guide, dtype)
 
@@ -217,10 +217,10 @@ def beam_step(
       >>> state.labels.tolist()
       [[1, -1, -1], [-1, -1, -1]]
     """
-    scores = _checks.class_scores("beam_step", "logits", logits)
+    scores = checks.class_scores("beam_step", "logits", logits)
     if scores.shape[:-2] != state.is_nan.shape:
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
-        _checks.fail("beam_step", "logits", requirement, scores.shape)
+        checks.fail("beam_step", "logits", requirement, scores.shape)
     guide = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words)
     pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
     return _search("beam_step", state, scores, logit_paddings, guide, *pruning)
@@ -261,8 +261,8 @@ def beam_finish(
 def _guide(
     function: str, language_model: Any, lm_weight: Any, length_bonus: Any, hot_words: Any
 ) -> Guide:
-    weight = _checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
-    bonus = _checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
+    weight = checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
+    bonus = checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
     models, weights = [], []
     if language_model is not None:
         models.append(as_language_model(language_model, function=function))
@@ -270,7 +270,7 @@ def _guide(
     if hot_words is not None:
         if not isinstance(hot_words, LanguageModel):
             kind = type(hot_words).__name__
-            _checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
+            checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
         models.append(as_language_model(hot_words, function=function))
         weights.append(jnp.ones((), jnp.float32))
     return Guide(tuple(models), tuple(weights), bonus)
@@ -281,14 +281,14 @@ def _check_models(function: str, state: BeamState, guide: Guide) -> None:
     if ours != theirs:
         requirement = "come from calls with the same language_model and hot_words"
         got = f"model states {theirs}, where those of this call are {ours}"
-        _checks.fail(function, "state", requirement, got)
+        checks.fail(function, "state", requirement, got)
 
 
 def _first_state(
     function: str, batch: tuple[int, ...], width: Any, longest: Any, guide: Guide, dtype: DTypeLike
 ) -> BeamState:
-    width = _checks.count(function, "beam_width", width, least=1)
-    longest = _checks.count(function, "max_length", longest)
+    width = checks.count(function, "beam_width", width, least=1)
+    longest = checks.count(function, "max_length", longest)
     dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     nothing = jnp.full((*batch, width), -jnp.inf, dtype)
     none = jnp.zeros((*batch, width), jnp.int32)
@@ -326,20 +326,20 @@ def _search(
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     _check_models(function, state, guide)
     *batch, frames, classes = scores.shape
-    _checks.flags(function, logits_normalized=logits_normalized)
-    padded = _checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
-    _checks.not_explicit(function, logits=scores, logit_paddings=padded)
+    checks.flags(function, logits_normalized=logits_normalized)
+    padded = checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
+    checks.not_explicit(function, logits=scores, logit_paddings=padded)
     width, longest = state.labels.shape[-2:]
-    candidates = 2 * width + 1 if top_k is None else _checks.count(function, "top_k", top_k, 1)
+    candidates = 2 * width + 1 if top_k is None else checks.count(function, "top_k", top_k, 1)
     threshold, precision = blank_threshold, state.prefixes.blank.dtype
     if threshold is not None:
-        threshold = _checks.number(function, "blank_threshold", threshold).astype(precision)
+        threshold = checks.number(function, "blank_threshold", threshold).astype(precision)
     pruning = Pruning(
-        blank=_checks.class_id(function, "blank_id", blank_id, classes),
+        blank=checks.class_id(function, "blank_id", blank_id, classes),
         logits_normalized=logits_normalized,
         candidates=min(candidates, classes - 1),
         max_length=longest,
-        min_log_prob=_checks.number(function, "min_log_prob", min_log_prob).astype(precision),
+        min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
         blank_threshold=threshold,
     )
     examples = int(np.prod(batch))
@@ -423,9 +423,9 @@ def _best(function: str, state: BeamState, guide: Guide, num_hypotheses: Any) ->
     """The first of the prefixes, by all that there is to say to them at the end."""
     _check_models(function, state, guide)
     width = state.labels.shape[-2]
-    number = _checks.count(function, "num_hypotheses", num_hypotheses, least=1)
+    number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:
-        _checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
+        checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
     prefixes = state.prefixes
     ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
     final = guide.final_score

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, log_where_possible
 
 EstimatedType = Literal["logits", "log-probs", "probs"]
@@ -81,7 +81,7 @@ def cross_entropy(
     function = "cross_entropy"
     values = _classes_last(function, estimated, axis)
     targets = _targets(function, target, values.shape, axis)
-    counts = ~_checks.paddings(function, "paddings", paddings, values.shape[:-1])
+    counts = ~checks.paddings(function, "paddings", paddings, values.shape[:-1])
     if ignore_id is not None:
         counts &= _is_other(function, targets, ignore_id)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -90,8 +90,8 @@ def cross_entropy(
 
     scores = _class_scores(function, values, estimated_type, eps)
     weights = _class_weights(function, class_weight, values)
-    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
-    smoothing = _checks.number(function, "label_smoothing", label_smoothing).astype(values.dtype)
+    log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    smoothing = checks.number(function, "label_smoothing", label_smoothing).astype(values.dtype)
     loss = (1 - smoothing) * _loss_of(scores, targets, weights, log_zero)
     if not _is_zero(label_smoothing):
         possible = scores.is_possible.astype(values.dtype)
@@ -135,11 +135,11 @@ def binary_cross_entropy(
     """
     function = "binary_cross_entropy"
     values, target = _same_shape(function, estimated, target)
-    counts = ~_checks.paddings(function, "paddings", paddings, values.shape)
-    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    counts = ~checks.paddings(function, "paddings", paddings, values.shape)
+    log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
     safe = jnp.where(counts & ~jnp.isinf(values), values, -jnp.ones_like(values))
     target = jnp.where(counts, target, jnp.zeros_like(target))
-    if _checks.choice(function, "estimated_type", estimated_type, _TYPES) == "logits":
+    if checks.choice(function, "estimated_type", estimated_type, _TYPES) == "logits":
         loss = _optax().sigmoid_binary_cross_entropy(safe, target)
         excluded = jnp.where(values > 0, 1 - target, target)
         price = _price(~jnp.isinf(values), excluded, log_zero)
@@ -207,14 +207,14 @@ def binary_hinge_loss(
     """
     function = "binary_hinge_loss"
     values, target = _same_shape(function, estimated, target)
-    if _checks.choice(function, "estimated_type", estimated_type, _TYPES) != "logits":
-        log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    if checks.choice(function, "estimated_type", estimated_type, _TYPES) != "logits":
+        log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
         yes, no = (
             jnp.where(side.is_possible, side.values, log_zero)
             for side in _sides(values, estimated_type)
         )
         values = yes - no
-    margin = _checks.number(function, "margin", margin).astype(values.dtype)
+    margin = checks.number(function, "margin", margin).astype(values.dtype)
     return jax.nn.relu(margin - (2 * target - 1) * values)
 
 
@@ -251,8 +251,8 @@ def multiclass_hinge_loss(
     """
     function = "multiclass_hinge_loss"
     values = _classes_last(function, estimated, axis)
-    margin = _checks.number(function, "margin", margin).astype(values.dtype)
-    log_zero = _checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
+    margin = checks.number(function, "margin", margin).astype(values.dtype)
+    log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
     ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
     own = jnp.take_along_axis(values, ids, axis=-1)
     exists &= own != -jnp.inf
@@ -286,7 +286,7 @@ def binary_accuracy(
       [ True  True False]
     """
     values, target = _same_shape("binary_accuracy", estimated, target)
-    threshold = _checks.number("binary_accuracy", "threshold", threshold).astype(values.dtype)
+    threshold = checks.number("binary_accuracy", "threshold", threshold).astype(values.dtype)
     return ((values >= threshold) == (target != 0)) & ~jnp.isnan(values)
 
 
@@ -321,7 +321,7 @@ def categorical_accuracy(
     """
     function = "categorical_accuracy"
     values = _classes_last(function, estimated, axis)
-    top_k = _checks.count(function, "top_k", top_k, 1)
+    top_k = checks.count(function, "top_k", top_k, 1)
     ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
     own = jnp.take_along_axis(values, ids, axis=-1)
     columns = jnp.expand_dims(jnp.arange(values.shape[-1], dtype=jnp.int32), range(values.ndim - 1))
@@ -342,10 +342,10 @@ class _Scores(NamedTuple):
 def _class_scores(
     function: str, values: Float[Array, "*S K"], kind: str, eps: ArrayLike
 ) -> _Scores:
-    kind = _checks.choice(function, "estimated_type", kind, _TYPES)
+    kind = checks.choice(function, "estimated_type", kind, _TYPES)
     if kind == "probs":
         if not _is_zero(eps):
-            least = _checks.number(function, "eps", eps).astype(values.dtype)
+            least = checks.number(function, "eps", eps).astype(values.dtype)
             values = jnp.clip(values, least, 1 - least)
         return _log(values)
     is_possible = values != -jnp.inf
@@ -421,26 +421,26 @@ def _loss_of_ids(
 
 
 def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
-    values = _checks.real(function, "estimated", estimated)
-    axis = _checks.static_int(function, "axis", axis)
+    values = checks.real(function, "estimated", estimated)
+    axis = checks.static_int(function, "axis", axis)
     if not -values.ndim <= axis < values.ndim:
-        _checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
+        checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
     if values.shape[axis] == 0:
-        _checks.fail(function, "estimated", "have at least one class", values.shape)
+        checks.fail(function, "estimated", "have at least one class", values.shape)
     return jnp.moveaxis(at_least_float32(values), axis, -1)
 
 
 def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
-    array = _checks.as_array(function, "target", _checks.saturated(target))
+    array = checks.as_array(function, "target", checks.saturated(target))
     if array.shape == shape[:-1]:
-        return _checks.class_ids(function, "target", array[..., None])[..., 0]
+        return checks.class_ids(function, "target", array[..., None])[..., 0]
     given = list(shape[:-1])
     given.insert(axis if axis >= 0 else len(shape) + axis, shape[-1])
     if array.shape != tuple(given):
         requirement = f"have shape {shape[:-1]}, class ids, or {tuple(given)}, weights of classes"
-        _checks.fail(function, "target", requirement, array.shape)
-    return jnp.moveaxis(at_least_float32(_checks.real(function, "target", array)), axis, -1)
+        checks.fail(function, "target", requirement, array.shape)
+    return jnp.moveaxis(at_least_float32(checks.real(function, "target", array)), axis, -1)
 
 
 def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "*S 1"]]:
@@ -452,10 +452,10 @@ def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "
 
 
 def _is_other(function: str, targets: Array, ignore_id: int) -> Bool[Array, "*S"]:
-    number = _checks.some_id(function, "ignore_id", ignore_id)
+    number = checks.some_id(function, "ignore_id", ignore_id)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         remedy = "For weights of classes, pass paddings."
-        _checks.fail(function, "ignore_id", "be None unless target holds ids", number, remedy)
+        checks.fail(function, "ignore_id", "be None unless target holds ids", number, remedy)
     return targets != number
 
 
@@ -464,20 +464,20 @@ def _class_weights(
 ) -> Float[Array, "K"] | None:
     if class_weight is None:
         return None
-    weights = _checks.real(function, "class_weight", class_weight)
+    weights = checks.real(function, "class_weight", class_weight)
     if weights.shape != values.shape[-1:]:
-        _checks.fail(function, "class_weight", f"have shape {values.shape[-1:]}", weights.shape)
+        checks.fail(function, "class_weight", f"have shape {values.shape[-1:]}", weights.shape)
     return weights.astype(values.dtype)
 
 
 def _same_shape(
     function: str, estimated: ArrayLike, target: ArrayLike
 ) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
-    values = at_least_float32(_checks.real(function, "estimated", estimated))
-    truth = _checks.real(function, "target", target)
+    values = at_least_float32(checks.real(function, "estimated", estimated))
+    truth = checks.real(function, "target", target)
     if truth.shape != values.shape:
         requirement = f"have the shape of estimated, {values.shape}"
-        _checks.fail(function, "target", requirement, truth.shape)
+        checks.fail(function, "target", requirement, truth.shape)
     return values, truth.astype(values.dtype)
 
 

@@ -2,7 +2,7 @@
 
 A model scores one hypothesis, one token at a time, and says nothing of batches or beams: `vmap`
 does. Pass models to a compiled function as arguments, like parameters; those that it closes over
-become constants of the program. N-grams are read by `jaxctc.arpa`.
+become constants of the program. N-grams are read by `jaxctc.decoding.arpa`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxctc import _checks
-from jaxctc.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
+from jaxctc._core import checks
+from jaxctc.decoding.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
 
 
 @runtime_checkable
@@ -84,7 +84,7 @@ def as_language_model(model: Any, *, function: str = "as_language_model") -> Lan
     if not (isinstance(model, tuple) and len(model) in (2, 3) and all(map(callable, model[1:]))):
         requirement = "be a model, or a tuple (initial_state, score_and_advance[, final_score])"
         got = f"a tuple of {len(model)}" if isinstance(model, tuple) else type(model).__name__
-        _checks.fail(function, "language_model", requirement, got)
+        checks.fail(function, "language_model", requirement, got)
     state = jax.tree.map(jnp.asarray, model[0])
     custom = CustomModel(state, *map(_as_pytree, (*model[1:], _nothing_at_the_end)[:2]))
     _check_custom(function, custom)
@@ -102,17 +102,17 @@ def _check_custom(function: str, model: CustomModel) -> None:
     result = jax.eval_shape(model.score_and_advance, model.initial_state, token)
     if not (isinstance(result, tuple) and len(result) == 2):
         got = f"a {type(result).__name__}"
-        _checks.fail(function, "score_and_advance", "return a tuple (log_prob, state)", got)
+        checks.fail(function, "score_and_advance", "return a tuple (log_prob, state)", got)
     final = jax.eval_shape(model.final_score, model.initial_state)
     for name, score in (("score_and_advance", result[0]), ("final_score", final)):
         if not isinstance(score, jax.ShapeDtypeStruct) or score.shape:
-            _checks.fail(function, name, "score with a scalar", score)
+            checks.fail(function, name, "score with a scalar", score)
         if not jnp.issubdtype(score.dtype, jnp.floating):
-            _checks.fail(function, name, "score with a floating number", score.dtype)
+            checks.fail(function, name, "score with a floating number", score.dtype)
     came, state = result[1], model.initial_state
     if jax.tree.structure(came) != jax.tree.structure(state) or _kinds(came) != _kinds(state):
         requirement = f"return a state like the initial one, {jax.tree.map(jax.typeof, state)}"
-        _checks.fail(function, "score_and_advance", requirement, came)
+        checks.fail(function, "score_and_advance", requirement, came)
 
 
 def _kinds(tree: Any) -> list[tuple[tuple[int, ...], Any]]:
@@ -189,19 +189,19 @@ def _short_first(word: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
 def _bonuses(words: Sequence[Sequence[int]], bonus: Any) -> dict[tuple[int, ...], float]:
     """Bonus of each different word."""
     requirement = f"be a finite number, or one for each of {len(words)} words"
-    worth = _checks.host_array("hot_words", "bonus", bonus, requirement, np.float64)
+    worth = checks.host_array("hot_words", "bonus", bonus, requirement, np.float64)
     if worth.shape not in ((), (len(words),)) or not np.all(np.abs(worth) < LARGEST):
-        _checks.fail("hot_words", "bonus", requirement, bonus)
+        checks.fail("hot_words", "bonus", requirement, bonus)
     bonuses: dict[tuple[int, ...], float] = {}
     for word, own in zip(words, np.broadcast_to(worth, (len(words),)), strict=True):
         requirement = "be lists of token ids, from 0 on"
         if not isinstance(word, str) and np.ndim(word) == 0:
             remedy = "One word alone is a list in a list."
-            _checks.fail("hot_words", "words", requirement, word, remedy)
+            checks.fail("hot_words", "words", requirement, word, remedy)
         if any(isinstance(token, str) for token in word):
-            _checks.fail("hot_words", "words", requirement, repr(word), "Map strings to ids.")
-        ids = tuple(_checks.static_int("hot_words", "a token of words", token) for token in word)
+            checks.fail("hot_words", "words", requirement, repr(word), "Map strings to ids.")
+        ids = tuple(checks.static_int("hot_words", "a token of words", token) for token in word)
         if not ids or min(ids) < 0 or max(ids) > MOST:
-            _checks.fail("hot_words", "words", requirement, list(word))
+            checks.fail("hot_words", "words", requirement, list(word))
         bonuses[ids] = bonuses.get(ids, 0.0) + float(own)
     return bonuses

@@ -9,9 +9,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxctc import _checks
+from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer
-from jaxctc.padding import pack_left, scatter_in_order
+from jaxctc._core.ragged import pack_left, scatter_in_order
 
 
 class Hypotheses(NamedTuple):
@@ -69,11 +69,11 @@ def greedy_decode(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 3.2.
     """
-    scores = _checks.class_scores("greedy_decode", "logits", logits)
-    padded = _checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
-    blank = _checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
-    _checks.flags("greedy_decode", logits_normalized=logits_normalized, label_loop=label_loop)
-    _checks.not_explicit("greedy_decode", logits=scores, logit_paddings=padded)
+    scores = checks.class_scores("greedy_decode", "logits", logits)
+    padded = checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
+    blank = checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
+    checks.flags("greedy_decode", logits_normalized=logits_normalized, label_loop=label_loop)
+    checks.not_explicit("greedy_decode", logits=scores, logit_paddings=padded)
     return _greedy(blank, logits_normalized, label_loop, scores, ~padded)
 
 
@@ -180,11 +180,11 @@ def collapse(
     References:
       Graves et al. 2006, "Connectionist temporal classification", section 3.1.
     """
-    path = _checks.class_ids("collapse", "frame_labels", frame_labels)
-    padded = _checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
+    path = checks.class_ids("collapse", "frame_labels", frame_labels)
+    padded = checks.paddings("collapse", "logit_paddings", logit_paddings, path.shape)
     remedy = "How many classes there are is not known here, so none can be counted from the last."
-    blank = _checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
-    _checks.flags("collapse", label_loop=label_loop)
-    _checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
+    blank = checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
+    checks.flags("collapse", label_loop=label_loop)
+    checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths

@@ -10,8 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int, Shaped
 
-from jaxctc import _checks, error_rates, levenshtein
-from jaxctc.levenshtein import Side
+from jaxctc._core import checks
+from jaxctc.metrics import error_rates, levenshtein
+from jaxctc.metrics.levenshtein import Side
 
 
 def format_errors(
@@ -58,9 +59,9 @@ def format_errors(
     """
     if isinstance(names, str):
         remedy = f"list({names[:9]!r}) has one name per character."
-        _checks.fail("format_errors", "names", "be a sequence of strings", "one string", remedy)
-    most = _checks.count("format_errors", "most", most)
-    width = _checks.count("format_errors", "width", width, least=20)
+        checks.fail("format_errors", "names", "be a sequence of strings", "one string", remedy)
+    most = checks.count("format_errors", "most", most)
+    width = checks.count("format_errors", "width", width, least=20)
     options = error_rates.Units(separator, class_map, ignored_ids)
     sides = error_rates.units("format_errors", hyp, hyp_paddings, ref, ref_paddings, options)
     by_words = separator is not None

@@ -1,0 +1,1 @@
+"""From scores to label sequences: best path, beams, language models."""

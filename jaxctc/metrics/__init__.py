@@ -1,0 +1,1 @@
+"""How wrong are decoded sequences: edit distances, error rates, and what was confused."""
