@@ -13,13 +13,13 @@ class PaddedBatch(NamedTuple):
     """A ragged batch in the shape of its bucket, still on the host."""
 
     frames: Shaped[np.ndarray, "B T ..."]
-    """The frames, 0 behind them, in the dtype they came in."""
+    """The frames, 0 after them, in the dtype they came in."""
     frame_paddings: Bool[np.ndarray, "B T"]
-    """True behind the frames of an example."""
+    """True after the frames of an example."""
     labels: Int[np.ndarray, "B N"]
-    """The labels in int32, 0 behind them; an id that int32 cannot hold has become no class."""
+    """The labels in int32, 0 after them; an id that int32 cannot hold has become no class."""
     label_paddings: Bool[np.ndarray, "B N"]
-    """True behind the labels of an example."""
+    """True after the labels of an example."""
     example_paddings: Bool[np.ndarray, "B"]
     """True for an example that was added to fill the batch."""
 
@@ -49,7 +49,7 @@ def pad_to_bucket(
 
     Args:
       frames: one array `[t, ...]` per example: features, samples, columns of an image or logits,
-        with the same axes behind the first.
+        with the same axes after the first.
       labels: one sequence of class ids per example.
       buckets: the sizes `(T, N)` to choose from; the fewest frames win, then the fewest labels.
       batch_size: how many examples to fill the batch up to, so that the last batch of a data set
@@ -61,7 +61,7 @@ def pad_to_bucket(
 
     Raises:
       ValueError: if there is not one sequence of labels for each of at least one array of frames;
-        if their axes behind the first differ, labels are not integers in one row, some example
+        if their axes after the first differ, labels are not integers in one row, some example
         fits into no bucket, or there are more examples than `batch_size`.
 
     Example:
@@ -140,7 +140,7 @@ def _smallest_bucket(
 def _stack(
     parts: list[np.ndarray], size: int, length: int
 ) -> tuple[Shaped[np.ndarray, "B L ..."], Bool[np.ndarray, "B L"]]:
-    """The parts on top of each other, zeros behind and below them, and where those are."""
+    """The parts stacked, filled up with zeros, and where those zeros are."""
     stacked = np.zeros((size, length, *parts[0].shape[1:]), np.result_type(*parts))
     paddings = np.ones((size, length), bool)
     for row, part in enumerate(parts):

@@ -38,7 +38,7 @@ class _Targets(NamedTuple):
     is_frame: Bool[Array, "*B T"]
 
 
-class _How(NamedTuple):
+class _Config(NamedTuple):
     """The static part of a call."""
 
     blank: int
@@ -117,7 +117,7 @@ def ctc_loss_from_hidden(
     checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
     checks.implementation(function, implementation)
     epsilon = checks.number(function, "log_epsilon", log_epsilon)
-    how = _How(
+    config = _Config(
         checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,
         min(checks.count(function, "block_size", block_size, least=1), classes),
@@ -127,34 +127,34 @@ def ctc_loss_from_hidden(
     inputs = pad_empty_time_axis(inputs)
     targets = _Targets(inputs.labels, inputs.is_label, inputs.is_frame)
     layer = _Layer(inputs.logits, matrix, offset)
-    loss = _compiled_loss(how, varying_like(layer, *layer, *targets), targets)
+    loss = _compiled_loss(config, varying_like(layer, *layer, *targets), targets)
     return without_infinity(loss, epsilon, zero_infinity)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(how: _How, layer: _Layer, targets: _Targets) -> Float[Array, "*B"]:
-    return _forward(how, layer, targets)[0]
+def _loss(config: _Config, layer: _Layer, targets: _Targets) -> Float[Array, "*B"]:
+    return _forward(config, layer, targets)[0]
 
 
 _compiled_loss = jax.jit(_loss, static_argnums=0)
 
 
-def _forward(how: _How, layer: _Layer, targets: _Targets):
+def _forward(config: _Config, layer: _Layer, targets: _Targets):
     """The loss; and for the way back what each of few classes has, and the normalizer."""
     layer = layer._replace(hidden=mask_padding(layer.hidden, targets.is_frame))
-    places = _places(how, targets.labels, layer.bias.shape[0])
-    normalizer = _normalizer(how, layer)
-    log_probs = _less(_few_scores(how, layer, targets.labels), normalizer)
+    places = _few_index(config, targets.labels, layer.bias.shape[0])
+    normalizer = _normalizer(config, layer)
+    log_probs = _minus_normalizer(_few_scores(config, layer, targets.labels), normalizer)
     labels = _look_up(places, targets.labels)
     inputs = Inputs(Scores(log_probs, None), targets.is_frame, labels, targets.is_label)
-    config = Config(0, True, how.label_loop, implementation=how.implementation)
-    loss, (gradient, _) = loss_and_gradient(config, inputs)
+    few = Config(0, True, config.label_loop, implementation=config.implementation)
+    loss, (gradient, _) = loss_and_gradient(few, inputs)
     # Rounding can take it below 0: here the few log-probabilities are rounded.
     loss = jnp.where(loss < 0, jnp.zeros_like(loss), loss)
     return loss, (layer, targets, places, normalizer, gradient, loss != jnp.inf)
 
 
-def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
+def _backward(config: _Config, kept, cotangent: Float[Array, "*B"]):
     layer, targets, places, normalizer, few, is_feasible = kept
     counts = targets.is_frame & is_feasible[..., None]
     # One column more, of zeros, for the classes that are not among the few.
@@ -164,12 +164,12 @@ def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
     def one(carry: tuple[Array, Array, Array], start: Array | int, size: int):
         to_hidden, to_kernel, to_bias = carry
         columns = lax.dynamic_slice_in_dim(layer.kernel, start, size, axis=1)
-        probs = jnp.exp(_less(_logits(how, layer, start, size), normalizer))
+        probs = jnp.exp(_minus_normalizer(_logits(config, layer, start, size), normalizer))
         place = lax.dynamic_slice_in_dim(places, start, size, axis=-1)
         gradient = weight * (probs + _columns(few, place))
         gradient = jnp.where(counts[..., None], gradient, jnp.zeros_like(gradient))
         product = functools.partial(
-            jnp.einsum, precision=how.precision, preferred_element_type=gradient.dtype
+            jnp.einsum, precision=config.precision, preferred_element_type=gradient.dtype
         )
         to_hidden += product("...tk,dk->...td", gradient, at_least_float32(columns))
         here = product("...td,...tk->dk", at_least_float32(layer.hidden), gradient)
@@ -181,7 +181,7 @@ def _backward(how: _How, kept, cotangent: Float[Array, "*B"]):
         jnp.zeros_like(layer.kernel),
         jnp.zeros_like(layer.bias),
     )
-    to_hidden, to_kernel, to_bias = _over_blocks(how, one, nothing, layer.bias.shape[0])
+    to_hidden, to_kernel, to_bias = _over_blocks(config, one, nothing, layer.bias.shape[0])
     return _Layer(to_hidden.astype(layer.hidden.dtype), to_kernel, to_bias), None
 
 
@@ -192,9 +192,9 @@ def _put(whole: Array, part: Array, start: Array | int, axis: int) -> Array:
     return lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, axis)
 
 
-def _over_blocks(how: _How, one, carry, classes: int):
-    """Whole blocks in a scan, the rest of the classes behind it."""
-    size = how.block_size
+def _over_blocks(config: _Config, one, carry, classes: int):
+    """Scans whole blocks of classes, then takes what is left of them."""
+    size = config.block_size
     starts = jnp.arange(classes // size, dtype=jnp.int32) * size
     carry, _ = lax.scan(lambda carry, start: (one(carry, start, size), None), carry, starts)
     if classes % size:
@@ -203,59 +203,65 @@ def _over_blocks(how: _How, one, carry, classes: int):
     return carry
 
 
-def _logits(how: _How, layer: _Layer, start: Array | int, size: int) -> Float[Array, "*B T size"]:
+def _logits(
+    config: _Config, layer: _Layer, start: Array | int, size: int
+) -> Float[Array, "*B T size"]:
     columns = lax.dynamic_slice_in_dim(layer.kernel, start, size, axis=1)
     offset = at_least_float32(lax.dynamic_slice_in_dim(layer.bias, start, size, axis=0))
-    return _product(how, layer.hidden, columns) + jnp.expand_dims(
+    return _product(config, layer.hidden, columns) + jnp.expand_dims(
         offset, range(layer.hidden.ndim - 1)
     )
 
 
-def _product(how: _How, hidden: Array, columns: Array) -> Array:
+def _product(config: _Config, hidden: Array, columns: Array) -> Array:
     if hidden.dtype != columns.dtype:
         is_double = jnp.float64 in (hidden.dtype, columns.dtype)
         dtype = jnp.float64 if is_double else jnp.float32
         hidden, columns = hidden.astype(dtype), columns.astype(dtype)
     dtype = at_least_float32(hidden).dtype
-    return jnp.matmul(hidden, columns, precision=how.precision, preferred_element_type=dtype)
+    return jnp.matmul(hidden, columns, precision=config.precision, preferred_element_type=dtype)
 
 
-def _normalizer(how: _How, layer: _Layer) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
+def _normalizer(
+    config: _Config, layer: _Layer
+) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
     """As `normalizer`; the sum of each block is brought to the largest logit so far."""
 
     def one(carry: tuple[Array, Array], start: Array | int, size: int) -> tuple[Array, Array]:
         largest, total = carry
-        logits = _logits(how, layer, start, size)
+        logits = _logits(config, layer, start, size)
         new = jnp.maximum(largest, jnp.max(logits, axis=-1))
         here = jnp.sum(jnp.exp(logits - safe_max(new)[..., None]), axis=-1)
         return new, total * jnp.exp(largest - safe_max(new)) + here
 
     shape = layer.hidden.shape[:-1]
-    dtype = jax.eval_shape(lambda: _logits(how, layer, 0, 1)).dtype
+    dtype = jax.eval_shape(lambda: _logits(config, layer, 0, 1)).dtype
     nothing = (
         jnp.full_like(layer.hidden, -jnp.inf, dtype, shape),
         jnp.zeros_like(layer.hidden, dtype, shape),
     )
-    largest, total = _over_blocks(how, one, nothing, layer.bias.shape[0])
+    largest, total = _over_blocks(config, one, nothing, layer.bias.shape[0])
     return safe_max(largest), jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
 
 
-def _less(logits: Float[Array, "*B T M"], normalizer: tuple[Array, Array]) -> Array:
+def _minus_normalizer(logits: Float[Array, "*B T M"], normalizer: tuple[Array, Array]) -> Array:
     """Log-probabilities; one after the other, for their sum would round."""
     largest, log_sum = normalizer
     return (logits - largest[..., None]) - log_sum[..., None]
 
 
-def _few_scores(how: _How, layer: _Layer, labels: Int[Array, "*B N"]) -> Float[Array, "*B T N+1"]:
+def _few_scores(
+    config: _Config, layer: _Layer, labels: Int[Array, "*B N"]
+) -> Float[Array, "*B T N+1"]:
     """Logits of the blank and of each label."""
-    first = jnp.full_like(labels[..., :1], how.blank, shape=(*labels.shape[:-1], 1))
+    first = jnp.full_like(labels[..., :1], config.blank, shape=(*labels.shape[:-1], 1))
     ids = jnp.concatenate([first, labels], axis=-1)
     columns = jnp.moveaxis(layer.kernel.at[:, ids].get(mode="clip"), 0, -2)
     offset = at_least_float32(layer.bias.at[ids].get(mode="clip"))
-    return _product(how, layer.hidden, columns) + offset[..., None, :]
+    return _product(config, layer.hidden, columns) + offset[..., None, :]
 
 
-def _places(how: _How, labels: Int[Array, "*B N"], classes: int) -> Int[Array, "*B K"]:
+def _few_index(config: _Config, labels: Int[Array, "*B N"], classes: int) -> Int[Array, "*B K"]:
     """For each class its place among the few: 0 for the blank, n + 1 for the first such label."""
 
     @functools.partial(jnp.vectorize, signature="(n)->(k)")
@@ -264,7 +270,7 @@ def _places(how: _How, labels: Int[Array, "*B N"], classes: int) -> Int[Array, "
         places = jnp.full(classes, number + 1, jnp.int32)
         ids = jnp.where(labels < 0, jnp.full_like(labels, classes), labels)
         places = places.at[ids].min(jnp.arange(1, number + 1, dtype=jnp.int32), mode="drop")
-        return places.at[how.blank].set(0)
+        return places.at[config.blank].set(0)
 
     return one(labels)
 

@@ -19,7 +19,7 @@ class LossAndForwardProbs(NamedTuple):
     loss: Float[Array, "*B"]
     """Negative log-probability of the labels, in nats."""
     logalpha_blank: Float[Array, "T *B N+1"]
-    """log α_t of the blank before each label and of the one behind the last."""
+    """log α_t of the blank before each label and of the one after the last."""
     logalpha_nonblank: Float[Array, "T *B N"]
     """log α_t of each label."""
 
@@ -170,7 +170,7 @@ def ctc_loss_with_forward_probs(
     `logalpha_blank[t, ..., n]` is the log-probability of all beginnings over the frames up to
     t that have spelt the first n labels and are in a blank at frame t;
     `logalpha_nonblank[t, ..., n]` of those in label n. Both include frame t, for every t (in
-    optax the last row alone also holds the step behind it).
+    optax the last row alone also holds the step after it).
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `ctc_loss`.

@@ -249,7 +249,7 @@ def delay_penalty(
       ValueError: as `ctc_loss`.
 
     Example:
-      The label is surely in the last of three frames, one behind the middle:
+      The label is surely in the last of three frames, one after the middle:
 
       >>> logits = jnp.array([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
       >>> print(delay_penalty(logits, None, jnp.array([1]), None))
@@ -305,7 +305,7 @@ def mwer_loss(
     Args:
       logits, logit_paddings, labels, label_paddings: as of `ctc_loss`.
       separator: as of `edit_distance`: the label between words; None counts labels.
-      hypotheses: label sequences to compare, -1 behind the last label, different from each other
+      hypotheses: label sequences to compare, -1 after the last label, different from each other
         (a slot of -1 alone is the empty sequence); None searches for them.
       beam_width, num_hypotheses: of that search, as of `prefix_beam_search`.
       blank_id, logits_normalized: as of `ctc_loss`.

@@ -22,7 +22,7 @@ class StateLogProbs(NamedTuple):
     """What `forward_log_probs` and `backward_log_probs` return."""
 
     blank: Float[Array, "T *B N+1"]
-    """Of the blank before each label and of the one behind the last."""
+    """Of the blank before each label and of the one after the last."""
     label: Float[Array, "T *B N"]
     """Of each label."""
 
@@ -128,8 +128,8 @@ def backward_log_probs(
         among those of its gap's blank.
 
     Returns:
-      `(blank, label)`, time leading, differentiable. A padded frame repeats the row behind it;
-      behind the last frame in use that is 0 for the blank after the last label and -inf
+      `(blank, label)`, time leading, differentiable. A padded frame repeats the row after it;
+      after the last frame in use that is 0 for the blank after the last label and -inf
       elsewhere. Labels count without padding and wildcards; entries beyond the last one are
       -inf. NaN throughout where the loss is NaN.
 

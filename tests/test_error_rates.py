@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxctc import ErrorCounts, cer, edit_distance, error_counts, wer
 from jaxctc.metrics import levenshtein
-from jaxctc.metrics.levenshtein import Side
+from jaxctc.metrics.levenshtein import TokenSequence
 
 SIZE = 7  # one shape for all random pairs, so that each function compiles once
 
@@ -31,7 +31,7 @@ def word_distance_of(hyp, ref):
 
 @jax.jit
 def partners_of(hyp, is_hyp, ref, is_ref):
-    sides = Side(hyp, is_hyp, is_hyp, is_hyp), Side(ref, is_ref, is_ref, is_ref)
+    sides = TokenSequence(hyp, is_hyp, is_hyp, is_hyp), TokenSequence(ref, is_ref, is_ref, is_ref)
     return levenshtein.distance_and_partners(*sides, by_words=False)
 
 

@@ -26,7 +26,7 @@ def is_repeat(packed: Int[Array, "*B N"], count: Int[Array, "*B"]) -> Bool[Array
 
 
 def pack_left(values: Shaped[Array, "*B L"], keep: Bool[Array, "*B L"], fill: int | float = 0):
-    """Moves the kept entries to the front, in their order, and fills up behind them.
+    """Moves the kept entries to the front, in their order, and fills up the rest.
 
     One scatter per example, to places that never collide: the same bits on every run, and no
     index over the batch that would make a sharded call gather it.

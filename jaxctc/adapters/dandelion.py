@@ -97,7 +97,7 @@ def ctc_best_path_decode(
       blank_symbol: static class id of the blank; None is the last class.
 
     Returns:
-      `(resultseq, resultseq_mask)`, float32: class ids, -1 behind the last; and 1 where there is
+      `(resultseq, resultseq_mask)`, float32: class ids, -1 after the last; and 1 where there is
       a label, else 0.
 
     Raises:

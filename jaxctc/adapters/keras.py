@@ -97,7 +97,7 @@ def ctc_decode(
         the last.
 
     Returns:
-      `(decoded, scores)`. Labels are int32, -1 behind the last. Scores of "greedy" are minus the
+      `(decoded, scores)`. Labels are int32, -1 after the last. Scores of "greedy" are minus the
       sum of the largest logits, which are not normalised for it; of "beam_search",
       log-probabilities, the best first. Where there are fewer sequences than `top_paths`, the
       rest are empty, with score -inf.

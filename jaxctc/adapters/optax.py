@@ -74,7 +74,7 @@ def ctc_loss_with_forward_probs(
     """The loss, and the log-probability of every path beginning, per frame and state.
 
     As `jaxctc.ctc_loss_with_forward_probs`, with optax's arguments and its last row: the one of
-    the blanks also holds the step behind it, so that `logalpha_blank[-1, ..., n]` is the
+    the blanks also holds the step after it, so that `logalpha_blank[-1, ..., n]` is the
     log-probability of all paths that spell the first n labels.
 
     Args:

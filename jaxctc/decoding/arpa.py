@@ -134,7 +134,7 @@ def read_arpa(
 
     Words are tokens or, with a `separator`, are spelt by them: whatever tokens a hypothesis has
     between two separators, put together, is the word, so that it does not matter which of many
-    pieces spell it. Partial words cost nothing. A word is scored at the separator behind it or at
+    pieces spell it. Partial words cost nothing. A word is scored at the separator after it or at
     the end of the hypothesis, and no word, as between two separators, costs nothing.
 
     Everything that is not a word of the file, or a token or word named `<s>` or `</s>`, is
@@ -325,7 +325,7 @@ def _read_file(path: str | os.PathLike[str]) -> _NGrams:
             lines.fail("be \\end\\")
         while lines.is_any_left():
             if lines.text:
-                lines.fail("be empty, behind \\end\\")
+                lines.fail("be empty, after \\end\\")
     return ngrams
 
 

@@ -50,7 +50,7 @@ class Automaton(NamedTuple):
     def score_and_advance(
         self, state: Int[Array, ""], token: Int[ArrayLike, ""]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """What the token is worth after `state`, failures included, and the state behind it."""
+        """Score of the token after `state`, in nats, failures included, and the state after it."""
         chain, spent = [state], [jnp.zeros((), jnp.float32)]
         for _ in range(self.attempts.shape[0] - 1):
             spent.append(spent[-1] + self.fail_weight[chain[-1]])

@@ -23,14 +23,14 @@ from jaxctc.alignment import forced_align
 from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.greedy import Hypotheses
 from jaxctc.decoding.language_models import LanguageModel, as_language_model
-from jaxctc.decoding.prefixes import Guide, Prefixes, Pruning, both, next_prefixes, where
+from jaxctc.decoding.prefixes import Fusion, Prefixes, Pruning, cond_as_select, next_prefixes, where
 
 
 class BeamState(NamedTuple):
     """All that a beam search remembers between chunks of frames."""
 
     labels: Int[Array, "*B W L"]
-    """The prefixes, -1 behind the last label."""
+    """The prefixes, -1 after the last label."""
     prefixes: Prefixes
     """What else there is to know of them."""
     is_nan: Bool[Array, "*B"]
@@ -120,11 +120,11 @@ def prefix_beam_search(
     scores = checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
-    guide = _guide(function, language_model, lm_weight, length_bonus, hot_words)
-    state = _first_state(function, scores.shape[:-2], beam_width, longest, guide, scores.dtype)
+    fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words)
+    state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
     pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
-    state = _search(function, state, scores, logit_paddings, guide, *pruning)
-    best = _best(function, state, guide, num_hypotheses)
+    state = _search(function, state, scores, logit_paddings, fusion, *pruning)
+    best = _best(function, state, fusion, num_hypotheses)
     if not times:
         return best
 
@@ -176,8 +176,8 @@ def beam_init(
     """
     if not isinstance(batch, Sequence):
         checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
-    guide = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
-    return _first_state("beam_init", tuple(batch), beam_width, max_length, guide, dtype)
+    fusion = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
+    return _first_state("beam_init", tuple(batch), beam_width, max_length, fusion, dtype)
 
 
 def beam_step(
@@ -221,9 +221,9 @@ def beam_step(
     if scores.shape[:-2] != state.is_nan.shape:
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
-    guide = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words)
+    fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words)
     pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
-    return _search("beam_step", state, scores, logit_paddings, guide, *pruning)
+    return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
 
 def beam_finish(
@@ -254,13 +254,13 @@ def beam_finish(
       >>> float(beam_finish(beam_init(3)).scores[0])
       0.0
     """
-    guide = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words)
-    return _best("beam_finish", state, guide, num_hypotheses)
+    fusion = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words)
+    return _best("beam_finish", state, fusion, num_hypotheses)
 
 
 def _guide(
     function: str, language_model: Any, lm_weight: Any, length_bonus: Any, hot_words: Any
-) -> Guide:
+) -> Fusion:
     weight = checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
     bonus = checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
     models, weights = [], []
@@ -273,11 +273,11 @@ def _guide(
             checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
         models.append(as_language_model(hot_words, function=function))
         weights.append(jnp.ones((), jnp.float32))
-    return Guide(tuple(models), tuple(weights), bonus)
+    return Fusion(tuple(models), tuple(weights), bonus)
 
 
-def _check_models(function: str, state: BeamState, guide: Guide) -> None:
-    ours, theirs = map(jax.tree.structure, (guide.initial_state, state.prefixes.model_states))
+def _check_models(function: str, state: BeamState, fusion: Fusion) -> None:
+    ours, theirs = map(jax.tree.structure, (fusion.initial_state, state.prefixes.model_states))
     if ours != theirs:
         requirement = "come from calls with the same language_model and hot_words"
         got = f"model states {theirs}, where those of this call are {ours}"
@@ -285,7 +285,12 @@ def _check_models(function: str, state: BeamState, guide: Guide) -> None:
 
 
 def _first_state(
-    function: str, batch: tuple[int, ...], width: Any, longest: Any, guide: Guide, dtype: DTypeLike
+    function: str,
+    batch: tuple[int, ...],
+    width: Any,
+    longest: Any,
+    fusion: Fusion,
+    dtype: DTypeLike,
 ) -> BeamState:
     width = checks.count(function, "beam_width", width, least=1)
     longest = checks.count(function, "max_length", longest)
@@ -304,7 +309,7 @@ def _first_state(
         model_scores=jnp.zeros_like(nothing),
         model_states=jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch, width, *jnp.shape(leaf))),
-            guide.initial_state,
+            fusion.initial_state,
         ),
     )
     labels = jnp.full((*batch, width, longest), -1, jnp.int32)
@@ -316,7 +321,7 @@ def _search(
     state: BeamState,
     scores: Float[Array, "*B T K"],
     logit_paddings: ArrayLike | None,
-    guide: Guide,
+    fusion: Fusion,
     blank_id: Any,
     logits_normalized: bool,
     top_k: Any,
@@ -324,7 +329,7 @@ def _search(
     blank_threshold: Any,
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
-    _check_models(function, state, guide)
+    _check_models(function, state, fusion)
     *batch, frames, classes = scores.shape
     checks.flags(function, logits_normalized=logits_normalized)
     padded = checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
@@ -347,9 +352,9 @@ def _search(
     flat = jax.tree.map(lambda leaf: leaf.reshape(examples, *leaf.shape[depth:]), state)
     scores = lax.stop_gradient(scores).reshape(examples, frames, classes)
     # Not so models that are no pytrees of arrays: they can be called, but not be arguments.
-    is_argument = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(guide))
+    is_argument = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(fusion))
     chunk = _compiled_chunk if is_argument else _chunk
-    flat = chunk(flat, scores, ~padded.reshape(examples, frames), guide, pruning)
+    flat = chunk(flat, scores, ~padded.reshape(examples, frames), fusion, pruning)
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
 
 
@@ -357,15 +362,15 @@ def _chunk(
     state: BeamState,
     scores: Float[Array, "X T K"],
     is_frame: Bool[Array, "X T"],
-    guide: Guide,
+    fusion: Fusion,
     pruning: Pruning,
 ) -> BeamState:
-    """All frames of a chunk, and then the labels that they have added."""
+    """Scans the frames of a chunk, then appends the labels that they have added."""
     if scores.shape[1] == 0:
         return state
 
-    def one(prefixes, frame, used, choose=both):
-        return next_prefixes(prefixes, frame, used, guide, pruning, choose)
+    def one(prefixes, frame, used, choose=cond_as_select):
+        return next_prefixes(prefixes, frame, used, fusion, pruning, choose)
 
     def alone(*batched):
         # Without vmap, the branch that a frame does not take is not computed.
@@ -395,7 +400,7 @@ def _read_back(
     parents: Int[Array, "T X W"],
     tokens: Int[Array, "T X W"],
 ) -> Int[Array, "X W L"]:
-    """The labels of the prefixes behind a chunk, from where each one came at every frame."""
+    """The labels of the prefixes after a chunk, followed back from frame to frame."""
 
     def step(slots, frame):
         parents, tokens = frame
@@ -412,26 +417,26 @@ def _read_back(
 
 @functools.partial(jnp.vectorize, signature="(l),(),(t)->(l)")
 def _append(labels, length, added):
-    """Writes what was added, -1 left out, behind the labels."""
+    """Appends what was added to the labels, -1 left out."""
     is_label = added >= 0
     places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
     places = where(is_label, places, labels.shape[0])
     return labels.at[places].set(added, mode="drop")
 
 
-def _best(function: str, state: BeamState, guide: Guide, num_hypotheses: Any) -> Hypotheses:
-    """The first of the prefixes, by all that there is to say to them at the end."""
-    _check_models(function, state, guide)
+def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) -> Hypotheses:
+    """The best prefixes, final scores of the models included."""
+    _check_models(function, state, fusion)
     width = state.labels.shape[-2]
     number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:
         checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
     prefixes = state.prefixes
     ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
-    final = guide.final_score
+    final = fusion.final_score
     for _ in range(prefixes.last.ndim):
         final = jax.vmap(final)
-    if guide.models:
+    if fusion.models:
         ranks += final(prefixes.model_states).astype(ranks.dtype)
     ranks, order = lax.top_k(ranks, number)
     offset = jnp.sum(prefixes.offset, axis=-1, keepdims=True)

@@ -18,17 +18,17 @@ class Hypotheses(NamedTuple):
     """Decoded label sequences, `L` places each, packed to the left."""
 
     labels: Int[Array, "*B L"]
-    """Class ids, -1 behind the last."""
+    """Class ids, -1 after the last."""
     lengths: Int[Array, "*B"]
     """How many labels there are."""
     scores: Float[Array, "*B"]
     """Log-probability in nats; of what, the decoder says."""
     starts: Int[Array, "*B L"] | None
-    """First frame of each label, -1 behind the last."""
+    """First frame of each label, -1 after the last."""
     ends: Int[Array, "*B L"] | None
-    """Last frame of each label, itself included; -1 behind the last."""
+    """Last frame of each label, itself included; -1 after the last."""
     confidences: Float[Array, "*B L"] | None
-    """In [0, 1], -1 behind the last; of what, the decoder says."""
+    """In [0, 1], -1 after the last; of what, the decoder says."""
 
 
 def greedy_decode(
@@ -112,7 +112,7 @@ def _largest_per_run(values, owner):
 
 
 class Runs(NamedTuple):
-    """The labels that a path of frame labels spells, and where each stands; -1 behind the last."""
+    """The labels that a path of frame labels spells, and where each stands; -1 after the last."""
 
     labels: Int[Array, "*B T"]
     lengths: Int[Array, "*B"]
@@ -166,7 +166,7 @@ def collapse(
       label_loop: static; False only drops blanks, as every frame is a label of its own.
 
     Returns:
-      `(labels, lengths)`: labels packed to the left, -1 behind them, and how many there are.
+      `(labels, lengths)`: labels packed to the left, -1 after them, and how many there are.
 
     Raises:
       ValueError: if `frame_labels` are not integers, the shapes differ, or `blank_id` is not

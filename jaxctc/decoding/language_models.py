@@ -29,7 +29,7 @@ class LanguageModel(Protocol):
         ...
 
     def score_and_advance(self, state: Any, token: Array, /) -> tuple[Array, Any]:
-        """Log-probability, in nats, of `token` (int32) after `state`, and the state behind it."""
+        """Log-probability, in nats, of `token` (int32) after `state`, and the state after it."""
         ...
 
     def final_score(self, state: Any, /) -> Array:

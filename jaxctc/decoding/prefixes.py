@@ -37,7 +37,7 @@ class Prefixes(NamedTuple):
     blank: Float[Array, "*B W"]
     """Log-probability, less `offset`, of the paths that end in a blank; -inf in unused slots."""
     label: Float[Array, "*B W"]
-    """Likewise of those that end in the last label."""
+    """Log-probability, less `offset`, of the paths that end in the last label."""
     offset: Float[Array, "*B 2"]
     """Log-probability of the best prefix, as a sum of a number and its rounding error."""
     keys: UInt32[Array, "*B W 2"]
@@ -47,11 +47,11 @@ class Prefixes(NamedTuple):
     model_scores: Float[Array, "*B W"]
     """What language model, hot words and length bonus have added."""
     model_states: Any
-    """Where the models stand."""
+    """The states of the language models, `[*B, W, …]` in every leaf."""
 
 
-class Guide(NamedTuple):
-    """Everything beside the frames that has a say in the order of prefixes."""
+class Fusion(NamedTuple):
+    """What is added to the acoustic scores of prefixes: models with weights, and a length bonus."""
 
     models: tuple[LanguageModel, ...]
     weights: tuple[Float[Array, ""], ...]
@@ -59,11 +59,11 @@ class Guide(NamedTuple):
 
     @property
     def initial_state(self) -> tuple[Any, ...]:
-        """That of every model."""
+        """The first state of every model."""
         return tuple(model.initial_state for model in self.models)
 
     def score_and_advance(self, states, token):
-        """What the token is worth to all, and their states behind it."""
+        """The weighted sum of the models' scores of a token, in nats, and their states after it."""
         score, news = self.length_bonus, []
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
             worth, new = model.score_and_advance(state, token)
@@ -72,7 +72,7 @@ class Guide(NamedTuple):
         return score, tuple(news)
 
     def final_score(self, states):
-        """What it is worth to all that the labels end here."""
+        """The weighted sum of the models' scores of an end here, in nats."""
         score = jnp.zeros_like(self.length_bonus)
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
             score += _weighted(weight, model.final_score(state))
@@ -100,13 +100,18 @@ def next_prefixes(
     prefixes: Prefixes,
     frame: Float[Array, "K"],
     used: Bool[Array, ""],
-    guide: Guide,
+    fusion: Fusion,
     pruning: Pruning,
     choose: Callable[..., Any] = lax.cond,
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The beam behind one frame of one example; where each prefix came from, and by which token.
+    """The beam after one frame of one example.
 
-    What the frame does not call for is not computed, or is, as `choose` has it.
+    A frame that may add tokens extends the prefixes; any other only lengthens their paths by a
+    blank. `choose(is_so, one, other)` computes one of the two, or both and selects.
+
+    Returns:
+      The new prefixes and, for each, the slot of the prefix that it came from and the token that
+      was added, -1 for none.
     """
     log_probs = frame.astype(prefixes.blank.dtype)
     if not pruning.logits_normalized:
@@ -126,43 +131,48 @@ def next_prefixes(
         return kept, (slots, jnp.full_like(slots, -1))
 
     def go_on():
-        return _extended(prefixes, log_probs, guide, pruning)
+        return _extended(prefixes, log_probs, fusion, pruning)
 
     return choose(adds, go_on, stay)
 
 
-def both(is_so: Bool[Array, ""], one: Callable[[], Any], other: Callable[[], Any]) -> Any:
-    """`lax.cond` as `vmap` has it, of which `jax.shard_map` does not accept JAX's own version."""
+def cond_as_select(is_so: Bool[Array, ""], one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """Computes both branches and selects, as `vmap` makes of `lax.cond`.
+
+    Written out, because `jax.shard_map` does not accept what `vmap` makes of it.
+    """
     return jax.tree.map(lambda yes, no: jnp.where(is_so, yes, no), one(), other())
 
 
 def _extended(
-    prefixes: Prefixes, log_probs: Float[Array, "K"], guide: Guide, pruning: Pruning
+    prefixes: Prefixes, log_probs: Float[Array, "K"], fusion: Fusion, pruning: Pruning
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The best of all prefixes as they are and of all that candidates make of them."""
+    """The best of all prefixes that stay as they are and of all that are extended by a candidate."""
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
     is_child = _is_child(prefixes, total)
 
-    # As they are: by a blank, by the last label again, or by way of a parent in the beam.
+    # As they are: after a blank, after the last label again, or as a child of one in the beam.
     blank = total + log_probs[pruning.blank]
-    through = where(is_child, _before(prefixes, total, prefixes.last), -jnp.inf)
+    through = where(is_child, _extendable_mass(prefixes, total, prefixes.last), -jnp.inf)
     again = log_probs.at[prefixes.last].get(mode="clip")
     again = where(prefixes.last >= 0, again, -jnp.inf)
     label = again + jnp.logaddexp(prefixes.label, jnp.max(through, axis=0))
 
-    # With a candidate behind: W · C sequences, less those that are in the beam.
+    # Extended by a candidate: W · C sequences, less those that are in the beam already.
     tokens, added = _candidates(log_probs, pruning)
-    new = _before(prefixes, total, tokens) + added[None]
+    new = _extendable_mass(prefixes, total, tokens) + added[None]
     is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
     is_full = prefixes.lengths >= pruning.max_length
     new = where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
-    worth = prefixes.model_scores[:, None] + _worth(prefixes, tokens, guide).astype(new.dtype)
+    worth = prefixes.model_scores[:, None] + _model_scores(prefixes, tokens, fusion).astype(
+        new.dtype
+    )
 
     ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
     best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
     choice = _choice(chosen, tokens, width=ranks.shape[0])
     alive = best > -jnp.inf
-    kept = _descend(prefixes, choice, guide)._replace(
+    kept = _update_prefixes(prefixes, choice, fusion)._replace(
         blank=where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
         label=where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
         model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
@@ -170,22 +180,22 @@ def _extended(
     return _centred(kept), (choice.parent, where(choice.is_new, choice.token, -1))
 
 
-class _Choice(NamedTuple):
-    """What has come into the beam."""
+class _Chosen(NamedTuple):
+    """Where each of the W new prefixes comes from."""
 
     is_new: Bool[Array, "W"]
     parent: Int[Array, "W"]
-    """The slot of the prefix that it was or that it extends."""
+    """The slot of the prefix that it extends, or that it was."""
     token: Int[Array, "W"]
-    """What extends it, if it is new."""
+    """The token that extends it, if it is new."""
 
 
-def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Choice:
+def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Chosen:
     is_new = chosen >= width
     place = jnp.maximum(chosen - width, 0)
     size = jnp.asarray(tokens.shape[0], jnp.int32)
     parent = jnp.where(is_new, lax.div(place, size), chosen)
-    return _Choice(is_new, parent, tokens[lax.rem(place, size)])
+    return _Chosen(is_new, parent, tokens[lax.rem(place, size)])
 
 
 def _candidates(
@@ -205,44 +215,44 @@ def _candidates(
 
 
 def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
-    """Whether the second prefix is the first with one label more; both in use."""
+    """Whether the second prefix is the first with one label more; cond_as_select in use."""
     same = jnp.all(prefixes.keys[:, None] == prefixes.parent_keys[None], axis=-1)
     longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
     in_beam = total > -jnp.inf
     return same & longer & in_beam[:, None] & in_beam[None]
 
 
-def _before(
+def _extendable_mass(
     prefixes: Prefixes, total: Float[Array, "W"], tokens: Int[Array, "C"]
 ) -> Float[Array, "W C"]:
-    """Log-probability of the paths that a token extends: behind itself, it needs a blank."""
+    """Log-probability of the paths that a token can extend: after itself, only those in a blank."""
     repeats = prefixes.last[:, None] == tokens[None]
     return jnp.where(repeats, prefixes.blank[:, None], total[:, None])
 
 
-def _worth(
-    prefixes: Prefixes, tokens: Int[Array, "C"], guide: Guide
+def _model_scores(
+    prefixes: Prefixes, tokens: Int[Array, "C"], fusion: Fusion
 ) -> Float[Array, "W C"] | Float[Array, "1 1"]:
-    """What the models say to each token behind each prefix."""
-    if not guide.models:
-        return guide.length_bonus[None, None]
+    """The models' scores of each token after each prefix, in nats."""
+    if not fusion.models:
+        return fusion.length_bonus[None, None]
 
     def score(states, token):
-        return guide.score_and_advance(states, token)[0]
+        return fusion.score_and_advance(states, token)[0]
 
     by_prefix = jax.vmap(jax.vmap(score, in_axes=(None, 0)), in_axes=(0, None))
     return by_prefix(prefixes.model_states, tokens)
 
 
-def _descend(prefixes: Prefixes, choice: _Choice, guide: Guide) -> Prefixes:
-    """Everything but scores, of what has come into the beam."""
+def _update_prefixes(prefixes: Prefixes, choice: _Chosen, fusion: Fusion) -> Prefixes:
+    """The chosen prefixes, in all but their scores."""
     before = jax.tree.map(lambda leaf: leaf[choice.parent], prefixes._replace(offset=()))
     new = before._replace(
         last=choice.token,
         lengths=before.lengths + 1,
         keys=_extend_keys(before.keys, choice.token),
         parent_keys=before.keys,
-        model_states=jax.vmap(guide.score_and_advance)(before.model_states, choice.token)[1],
+        model_states=jax.vmap(fusion.score_and_advance)(before.model_states, choice.token)[1],
     )
 
     def select(after, before):
@@ -268,7 +278,7 @@ def _rotated(bits: UInt32[Array, "W 2"], by: int) -> UInt32[Array, "W 2"]:
 
 
 def _centred(prefixes: Prefixes) -> Prefixes:
-    """Brings the best prefix to 0, where float32 is precise, and counts what was taken off."""
+    """Brings the best prefix to 0, where float32 is precise; `offset` counts what is subtracted."""
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
     best = safe_max(jnp.max(total))
     before, lost = prefixes.offset
@@ -283,7 +293,7 @@ def _centred(prefixes: Prefixes) -> Prefixes:
 
 
 def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
-    """What is impossible stays so at any weight, 0 among them."""
+    """The product; -inf at any weight, 0 among them, for what is impossible."""
     worth = worth.astype(jnp.float32)
     return jnp.where(worth == -jnp.inf, worth, weight * worth)
 

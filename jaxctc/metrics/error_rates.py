@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc.metrics import levenshtein
-from jaxctc.metrics.levenshtein import Side
+from jaxctc.metrics.levenshtein import TokenSequence
 
 
 class ErrorCounts(NamedTuple):
@@ -249,7 +249,7 @@ def units(
     ref: ArrayLike,
     ref_paddings: ArrayLike | None,
     options: Units,
-) -> tuple[Side, Side]:
+) -> tuple[TokenSequence, TokenSequence]:
     """Both sides, checked, in one integer type."""
     hyp_ids = checks.token_ids(function, "hyp", hyp)
     ref_ids = checks.token_ids(function, "ref", ref)
@@ -266,7 +266,7 @@ def units(
 
 def _side(
     function: str, ids: Int[Array, "*B L"], used: Bool[Array, "*B L"], options: Units
-) -> Side:
+) -> TokenSequence:
     classes = ids
     if options.ignored_ids is not None:
         ignored = _id_list(function, "ignored_ids", options.ignored_ids, ids)
@@ -277,7 +277,7 @@ def _side(
         classes = jnp.where(mapped, table.at[ids].get(mode="clip"), ids)
         used &= ~(mapped & (classes < 0))
     if options.separator is None:
-        return Side(classes, used, used, used)
+        return TokenSequence(classes, used, used, used)
     separator = checks.static_int(function, "separator", options.separator)
     return _words(classes, used, ids == jnp.asarray(separator, ids.dtype))
 
@@ -293,11 +293,11 @@ def _id_list(
 
 def _words(
     tokens: Int[Array, "*B L"], used: Bool[Array, "*B L"], separates: Bool[Array, "*B L"]
-) -> Side:
+) -> TokenSequence:
     """Units that are runs of tokens in use, whatever is dropped between them."""
     spells, separates = used & ~separates, used & separates
     lasts = jnp.flip(_begins(jnp.flip(spells, -1), jnp.flip(separates, -1)), -1)
-    return Side(tokens, spells, _begins(spells, separates), lasts)
+    return TokenSequence(tokens, spells, _begins(spells, separates), lasts)
 
 
 def _begins(spells: Bool[Array, "*B L"], separates: Bool[Array, "*B L"]) -> Bool[Array, "*B L"]:

@@ -12,7 +12,7 @@ from jaxtyping import Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc.metrics import error_rates, levenshtein
-from jaxctc.metrics.levenshtein import Side
+from jaxctc.metrics.levenshtein import TokenSequence
 
 
 def format_errors(
@@ -98,7 +98,7 @@ class _Column(NamedTuple):
     mark: str
 
 
-def _units(ids: ArrayLike, side: Side, names: Sequence[str] | None) -> list[list[_Unit]]:
+def _units(ids: ArrayLike, side: TokenSequence, names: Sequence[str] | None) -> list[list[_Unit]]:
     """The units of every example, in their order."""
     *batch, length = side.tokens.shape
     shape = (math.prod(batch), length)
@@ -106,11 +106,12 @@ def _units(ids: ArrayLike, side: Side, names: Sequence[str] | None) -> list[list
     rows = zip(*parts, strict=True)
     written = np.asarray(ids).reshape(shape)
     return [
-        list(_units_of(row, Side(*side), names)) for row, side in zip(written, rows, strict=True)
+        list(_units_of(row, TokenSequence(*side), names))
+        for row, side in zip(written, rows, strict=True)
     ]
 
 
-def _units_of(ids: np.ndarray, side: Side, names: Sequence[str] | None) -> Iterator[_Unit]:
+def _units_of(ids: np.ndarray, side: TokenSequence, names: Sequence[str] | None) -> Iterator[_Unit]:
     classes, text = (), ""
     for place in map(int, np.flatnonzero(side.used)):
         token = int(ids[place])

@@ -5,8 +5,8 @@ hypothesis. Entries one row apart differ by -1, 0 or 1, so a column of D is two 
 it rise from the row above, does it fall (Myers 1999)? A column follows from the one before by a
 handful of operations on whole words of 32 rows, and by a chain along the rows which is the carry
 of an addition. What leaves a word at its last row enters the next one (Hyyrö 2003); here each
-word works one column behind the word above it, so that all words of all examples take every step
-together.
+word works one column later than the word above it, so that all words of all examples take every
+step together.
 
 Units are tokens, or words spelled with several. Rows belong to tokens all the same: the row of a
 unit is that of its last token. All other rows, those of padding among them, are *void*: nothing
@@ -29,7 +29,7 @@ _NO, _ONE, _TWO = np.uint32(0), np.uint32(1), np.uint32(2)
 _FIRST, _SECOND = np.int32(0), np.int32(1)
 
 
-class Side(NamedTuple):
+class TokenSequence(NamedTuple):
     """A sequence of units. Where every unit is one token, the three masks are equal."""
 
     tokens: Int[Array, "*B L"]
@@ -52,7 +52,7 @@ class _Reference(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """What a step knows, word by word; each word stands at a column of its own."""
+    """The carry of the scan over columns; each word of rows stands at a column of its own."""
 
     rises: UInt32[Array, "W X"]
     """Rows with D one more than in the row above."""
@@ -66,7 +66,7 @@ class _Column(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What to walk back along: at each step what each word has at its column."""
+    """What a walk back needs to know: at each step, the column that each word stood at."""
 
     risen: UInt32[Array, "steps W X"]
     """Where the column before rises."""
@@ -77,7 +77,7 @@ class _Trace(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="by_words")
-def distance(hyp: Side, ref: Side, *, by_words: bool) -> Int[Array, "*B"]:
+def distance(hyp: TokenSequence, ref: TokenSequence, *, by_words: bool) -> Int[Array, "*B"]:
     """Fewest substitutions, insertions and deletions of units."""
     column, _ = _columns(_flat(hyp), _packed(_flat(ref)), by_words=by_words, keep=False)
     return _last_entry(column, _flat(hyp)).reshape(hyp.tokens.shape[:-1])
@@ -85,7 +85,7 @@ def distance(hyp: Side, ref: Side, *, by_words: bool) -> Int[Array, "*B"]:
 
 @functools.partial(jax.jit, static_argnames="by_words")
 def distance_and_partners(
-    hyp: Side, ref: Side, *, by_words: bool
+    hyp: TokenSequence, ref: TokenSequence, *, by_words: bool
 ) -> tuple[Int[Array, "*B"], Int[Array, "*B L"]]:
     """The distance, and an alignment that has it.
 
@@ -101,12 +101,12 @@ def distance_and_partners(
     return _last_entry(column, flat).reshape(batch), partners.T.reshape(hyp.tokens.shape)
 
 
-def _flat(side: Side) -> Side:
+def _flat(side: TokenSequence) -> TokenSequence:
     size = int(np.prod(side.tokens.shape[:-1]))
-    return Side(*(part.reshape(size, part.shape[-1]) for part in side))
+    return TokenSequence(*(part.reshape(size, part.shape[-1]) for part in side))
 
 
-def _packed(ref: Side) -> _Reference:
+def _packed(ref: TokenSequence) -> _Reference:
     """Rows of the reference as bits; row 0 is the lowest bit of word 0."""
     examples, rows = ref.tokens.shape
     words = max(1, -(-rows // _ROWS))
@@ -125,7 +125,7 @@ def _bits(flags: Bool[Array, "32 W X"]) -> UInt32[Array, "W X"]:
     return jnp.sum(jnp.where(flags, place, _NO), axis=0, dtype=jnp.uint32)
 
 
-def _last_entry(column: _Column, hyp: Side) -> Int[Array, "X"]:
+def _last_entry(column: _Column, hyp: TokenSequence) -> Int[Array, "X"]:
     """D in the last row: what the last column has in row 0, and all that it rises and falls."""
     steps = lax.population_count(column.rises).astype(jnp.int32)
     steps -= lax.population_count(column.falls).astype(jnp.int32)
@@ -133,11 +133,11 @@ def _last_entry(column: _Column, hyp: Side) -> Int[Array, "X"]:
 
 
 def _columns(
-    hyp: Side, ref: _Reference, *, by_words: bool, keep: bool
+    hyp: TokenSequence, ref: _Reference, *, by_words: bool, keep: bool
 ) -> tuple[_Column, tuple[UInt32[Array, "steps W X"], ...]]:
     """Goes through all columns of D; the last of them and, with `keep`, the fields of a trace."""
     words, examples = ref.rows.shape
-    length, late = hyp.tokens.shape[-1], words - 1  # the last word is `late` steps behind
+    length, late = hyp.tokens.shape[-1], words - 1  # the last word is `late` steps late
     # In reversed order, what the words read at one step lies in one piece.
     tokens, used, firsts, lasts = (
         _pad(part.T[::-1], 0, late, words)
@@ -195,7 +195,7 @@ def _spell(
     equal: UInt32[Array, "W X"],
     is_first: UInt32[Array, "W X"],
 ) -> tuple[UInt32[Array, "W X"], UInt32[Array, "W X"]]:
-    """Moves every agreement of the two sides on by one token; what leaves, in bit 2."""
+    """Extends every agreement of the two sequences by one token; what leaves a word, in bit 2."""
     entering = column.passed[:-1] >> _TWO
     follows, leaving = _carry(column.spelled, ref.unused, entering)
     agrees = _select(is_first, ref.firsts, follows & ~ref.firsts)
@@ -219,10 +219,10 @@ def _select(mask: UInt32[Array, "W X"], new, old):
     return old ^ ((old ^ new) & mask)
 
 
-def _pad(part, axis: int, before: int, behind: int):
-    """Zeros before and behind one of two axes; `jnp.pad` would bring 64-bit zeros under x64."""
+def _pad(part, axis: int, before: int, after: int):
+    """Zeros before and after one of two axes; `jnp.pad` would bring 64-bit zeros under x64."""
     room = [(0, 0, 0), (0, 0, 0)]
-    room[axis] = (before, behind, 0)
+    room[axis] = (before, after, 0)
     return lax.pad(part, jnp.zeros((), part.dtype), room)
 
 

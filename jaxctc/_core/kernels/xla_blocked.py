@@ -397,25 +397,25 @@ def _run_second_half(
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
 
     def chunk(carry, given):
-        alpha, ahead, behind, table, label, gap = carry
+        alpha, alphas, betas, table, label, gap = carry
         index, checkpoint = given
         if columns is None:
             scores = _read_chunk(plan, label, index)  # they wait where the occupancies go
         else:
             table, scores = _gather_label_scores(pair, table, index)
         y = _emissions(pair, index, scores)
-        _, ahead = _scan_chunk(pair, checkpoint, y, ahead)
-        alpha, behind = _scan_chunk(pair, alpha, y, behind, back=True)
-        of_label = _occupancy(pair, ahead.label, behind.label, y.label, y, total)
+        _, alphas = _scan_chunk(pair, checkpoint, y, alphas)
+        alpha, betas = _scan_chunk(pair, alpha, y, betas, back=True)
+        of_label = _occupancy(pair, alphas.label, betas.label, y.label, y, total)
         if columns is None:
             of_label = _unreverse(of_label, plan.layout)
         else:
             of_label = sum_by_class(of_label, pair.columns, columns)
         label = _write_chunk(plan, label, of_label, index)
         if gap is not None:
-            of_gap = _occupancy(pair, ahead.blank, behind.blank, y.blank, y, total)
+            of_gap = _occupancy(pair, alphas.blank, betas.blank, y.blank, y, total)
             gap = _write_chunk(plan, gap, _unreverse(of_gap, plan.layout), index)
-        return (_normalize(alpha), ahead, behind, table, label, gap), None
+        return (_normalize(alpha), alphas, betas, table, label, gap), None
 
     if columns is None:
         label, table = half.table, None
@@ -531,7 +531,7 @@ def _total_at_middle(met: Alpha, pair: _Pair) -> Number:
 
 
 def _occupancy(
-    pair: _Pair, ahead: Number, behind: Number, emission: Number, y: _Chunk, total: Number
+    pair: _Pair, alphas: Number, betas: Number, emission: Number, y: _Chunk, total: Number
 ) -> Float[Array, "2 B chunk_size N"]:
     """alpha_t(s) · beta_t(s) / (y_t(s) · total); both passes have y_t, so one is divided by it."""
     layout = pair.plan.layout
@@ -540,7 +540,7 @@ def _occupancy(
     def rows(number: Number, part: slice) -> Number:
         return jax.tree.map(lambda many: jnp.moveaxis(many[part], 0, layout.frames), number)
 
-    alpha, beta = rows(ahead, slice(1, None)), rows(behind, slice(None, -1))
+    alpha, beta = rows(alphas, slice(1, None)), rows(betas, slice(None, -1))
     found = WIDE.occupancy(alpha, WIDE.divide(beta, emission), total)
     counts = y.is_frame & (WIDE.decode(total) > -jnp.inf)
     return jnp.where(counts, found, jnp.zeros_like(found))
