@@ -147,7 +147,7 @@ def cond_as_select(is_so: Bool[Array, ""], one: Callable[[], Any], other: Callab
 def _extended(
     prefixes: Prefixes, log_probs: Float[Array, "K"], fusion: Fusion, pruning: Pruning
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The best of all prefixes that stay as they are and of all that are extended by a candidate."""
+    """The best of all prefixes as they are and of all that a candidate extends."""
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
     is_child = _is_child(prefixes, total)
 
