@@ -15,7 +15,7 @@ from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order
 from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import frame_ids, sample_paths
 from jaxctc._core.recursion import entropy, rows
-from jaxctc._core.semirings import Number, Semiring
+from jaxctc._core.semirings import LOG, Semiring
 
 
 class StateLogProbs(NamedTuple):
@@ -415,14 +415,18 @@ def state_log_probs(
     log_normalizer = jnp.moveaxis(lattice.log_normalizer, -1, 0)
     offsets = -lax.cumsum(log_normalizer, axis=0, reverse=backward)[..., None]
     factor = nan_where(lattice.has_nan, offsets)[None, ..., None]
-    loop = config.label_loop
+    found = rows(
+        lattice.problem,
+        semiring,
+        label_loop=config.label_loop,
+        backward=backward,
+        record=semiring.decode,
+    )
 
-    def in_nats(number: Number) -> Array:
-        row = semiring.decode(number)
+    def in_nats(row: Array) -> Array:
         row = jnp.where(row == -jnp.inf, row, row + offsets) * factor
         return row[: config.num_frames]
 
-    found = rows(lattice.problem, semiring, label_loop=loop, backward=backward)
     return StateLogProbs(*map(in_nats, found))
 
 
@@ -436,7 +440,9 @@ def _entropy(config: Config, inputs: Inputs, semiring: Semiring) -> Float[Array,
 @with_log_derivative
 def _posteriors(config: Config, inputs: Inputs, semiring: Semiring) -> Posteriors:
     lattice = build_lattice(inputs, config)
-    _, found = solve(lattice.problem, config, semiring)
+    # Values are not in LOG, but for those in float64, whose reference is in LOG and differentiable.
+    is_derivative = semiring is LOG and value_semiring(inputs) is not LOG
+    _, found = solve(lattice.problem, config, differentiable=is_derivative)
     values = found.label
     if found.wildcard is not None:
         values = jnp.concatenate([values, found.wildcard], axis=-1)

@@ -22,7 +22,6 @@ from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import build_lattice, prepare_inputs
 from jaxctc._core.kernels import IMPLEMENTATIONS, reference, xla_blocked
 from jaxctc._core.occupancies import solve
-from jaxctc._core.semirings import WIDE
 
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -52,7 +51,7 @@ def _loss_and_gradient(implementation, logits, rest, options):
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def occupancies(implementation, arguments, options=()):
     config, inputs = prepared(implementation, arguments, **dict(options))
-    return solve(build_lattice(inputs, config).problem, config, WIDE)[1]
+    return solve(build_lattice(inputs, config).problem, config)[1]
 
 
 @every_implementation

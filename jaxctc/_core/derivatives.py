@@ -115,7 +115,7 @@ def loss_and_gradient(config: Config, inputs: Inputs) -> tuple[Float[Array, "*B"
     """Of each example, the gradient of its own loss."""
     lattice = build_lattice(inputs, config)
     by_column = _is_by_column(config, inputs)
-    log_total, found = solve(lattice.problem, config, value_semiring(inputs), by_column=by_column)
+    log_total, found = solve(lattice.problem, config, by_column=by_column)
     gradient = _gradient(config, inputs, lattice, log_total > -jnp.inf, found)
     return _nats(log_total, lattice, config), gradient
 

@@ -167,9 +167,10 @@ def checkpoint_interval(frames: int, bytes_per_frame: int) -> int:
 
 
 class _Chunks(NamedTuple):
-    """Cuts so many frames into chunks of equal size; the last one overlaps the one before it.
+    """Cuts so many frames into chunks of equal size.
 
-    A frame in the overlap belongs to the earlier chunk.
+    If no good size divides them, the last chunk overlaps the one before it. A frame in the overlap
+    belongs to the earlier chunk, and the stacked rows of all chunks have to be copied.
     """
 
     total: int
@@ -178,7 +179,9 @@ class _Chunks(NamedTuple):
 
     @classmethod
     def of(cls, count: int, most: int) -> "_Chunks":
-        number = -(-count // most)
+        fewest = -(-count // most)
+        dividing = (number for number in range(fewest, 2 * fewest + 1) if count % number == 0)
+        number = next(dividing, fewest)
         return cls(count, number, -(-count // number))
 
     def begin(self, index: Array | int) -> Array:
@@ -197,6 +200,8 @@ class _Chunks(NamedTuple):
 
     def cut(self, rows: Array) -> Array:
         """`[total, …]` to `[number, size, …]`."""
+        if self.number * self.size == self.total:
+            return rows.reshape(self.number, self.size, *rows.shape[1:])
         whole = (self.number - 1) * self.size
         chunks = rows[:whole].reshape(self.number - 1, self.size, *rows.shape[1:])
         return jnp.concatenate([chunks, rows[None, self.total - self.size :]])

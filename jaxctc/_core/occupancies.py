@@ -7,11 +7,9 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxctc._core import kernels
-from jaxctc._core.classes import sum_by_class
 from jaxctc._core.emissions import Config
 from jaxctc._core.problem import Problem, wildcard_share
-from jaxctc._core.recursion import label_occupancies
-from jaxctc._core.semirings import WIDE, Semiring
+from jaxctc._core.recursion import label_occupancies_by_derivative
 
 
 class Occupancies(NamedTuple):
@@ -26,10 +24,10 @@ class Occupancies(NamedTuple):
 
 
 def solve(
-    problem: Problem, config: Config, semiring: Semiring, *, by_column: bool = False
+    problem: Problem, config: Config, *, by_column: bool = False, differentiable: bool = False
 ) -> tuple[Float[Array, "*B"], Occupancies]:
-    """The log of the total, in nats, and all occupancies; from a kernel for WIDE."""
-    if semiring is WIDE:
+    """The log of the total, in nats, and all occupancies: of a kernel or, for JAX, of LOG."""
+    if not differentiable:
         log_total, label, blanks = kernels.log_total_and_occupancies(
             problem,
             label_loop=config.label_loop,
@@ -37,10 +35,9 @@ def solve(
             implementation=config.implementation,
         )
     else:
-        total, label, blanks = label_occupancies(problem, semiring, label_loop=config.label_loop)
-        log_total = semiring.decode(total)
-        if by_column:
-            label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
+        log_total, label, blanks = label_occupancies_by_derivative(
+            problem, label_loop=config.label_loop
+        )
     taken, wildcard = jnp.sum(label, axis=-1), None
     if blanks is not None and problem.wildcards is not None:
         wildcard = blanks * wildcard_share(problem, problem.wildcards)[..., None]

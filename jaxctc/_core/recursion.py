@@ -162,46 +162,58 @@ def initial(problem: Problem, semiring: Semiring, *, backward: bool = False) -> 
 
 
 def rows(
-    problem: Problem, semiring: Semiring, *, label_loop: bool, backward: bool = False
+    problem: Problem,
+    semiring: Semiring,
+    *,
+    label_loop: bool,
+    backward: bool = False,
+    record: Callable[[Number], Any] = lambda number: number,
 ) -> Alpha:
-    """alpha or beta of all frames, `[T, *B, …]`; zero beyond the labels in use."""
+    """alpha or beta of all frames, `[T, *B, …]`; zero beyond the labels in use.
+
+    `record` says what to keep of a number: all of it, or what `semiring.decode` makes of it.
+    """
     move = transitions(problem, label_loop, backward=backward)
+    count, labels = problem.label_count[..., None], problem.is_label.shape[-1]
+
+    def is_beyond(last: Array, states: int) -> Array:
+        return lax.broadcasted_iota(jnp.int32, (*count.shape[:-1], states), count.ndim - 1) > last
+
+    beyond = Alpha(is_beyond(count, labels + 1), is_beyond(count - 1, labels))
 
     def step(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Alpha]:
         alpha = forward_step(alpha, given[0], move, semiring)
-        return alpha, alpha
+        shown = (where(out, semiring.zero, n) for out, n in zip(beyond, alpha, strict=True))
+        return alpha, Alpha(*map(record, shown))
 
     start = initial(problem, semiring, backward=backward)
-    _, found = scan_frames(
-        step, start, frames_of(problem, semiring), problem.is_frame.shape[-1], backward=backward
-    )
-    count = problem.label_count[..., None]
-
-    def is_beyond(last: Array, states: int) -> Array:
-        place = lax.broadcasted_iota(jnp.int32, (*count.shape[:-1], states), count.ndim - 1)
-        return (place > last)[None]
-
-    labels = problem.is_label.shape[-1]
-    return Alpha(
-        where(is_beyond(count, labels + 1), semiring.zero, found.blank),
-        where(is_beyond(count - 1, labels), semiring.zero, found.label),
-    )
+    frames = frames_of(problem, semiring)
+    return scan_frames(step, start, frames, problem.is_frame.shape[-1], backward=backward)[1]
 
 
-def total(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Number:
+def total(
+    problem: Problem, semiring: Semiring, *, label_loop: bool, factors: Alpha | None = None
+) -> Number:
     """Weight of all paths: Σ_s arrived(s) · beta_t(s), where alpha and beta meet in the middle.
 
     `arrived` is alpha_{t-1} after a transition, without y_t. Beta is alpha of the graph read from
     its end, frames and labels reversed. So both halves are one scan over the graph beside its
-    mirror image, with half as many steps as frames.
+    mirror image, with half as many steps as frames. `factors` `[T, *B, …]` multiply the emissions.
     """
     frames = problem.is_frame.shape[-1]
     forward, backward = (transitions(problem, label_loop, backward=way) for way in (False, True))
     pair = forward._replace(can_skip=_beside(forward.can_skip, backward.can_skip))
 
+    def weighted(first: Array, size: int) -> Emissions:
+        y = emissions(problem, first, size, semiring)
+        if factors is None:
+            return y
+        more = jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, size), factors)
+        blank, label = map(semiring.times, (y.blank, y.label), more)
+        return y._replace(blank=blank, label=label)
+
     def read(first: Array, size: int) -> Emissions:
-        ahead = emissions(problem, first, size, semiring)
-        back = emissions(problem, frames - size - first, size, semiring)
+        ahead, back = weighted(first, size), weighted(frames - size - first, size)
         back = jax.tree.map(lambda part: jnp.flip(part, 0), back)
         # The middle frame of an odd number counts for alpha alone.
         is_frame = back.is_frame & jnp.expand_dims(
@@ -304,6 +316,28 @@ def label_occupancies(
     )
     label, *blanks = (jnp.moveaxis(part, 0, -2) for part in found)
     return weight, label, blanks[0] if has_wildcards else None
+
+
+def label_occupancies_by_derivative(
+    problem: Problem, *, label_loop: bool
+) -> tuple[Float[Array, "*B"], Float[Array, "*B T N"], Float[Array, "*B T N+1"] | None]:
+    """The log of the total and occupancies as of `label_occupancies`: ∂ log total / ∂ log y_t(s).
+
+    Equation 15, for whoever differentiates occupancies: half as many steps to differentiate again.
+    """
+    frames = problem.is_frame.shape[-1]
+    ones = jax.tree.map(jnp.zeros_like, initial(problem, LOG))  # in LOG, one is 0
+    if problem.wildcards is None:
+        ones = ones._replace(blank=ones.blank[..., :1])
+    ones = jax.tree.map(lambda part: jnp.broadcast_to(part, (frames, *part.shape)), ones)
+
+    def log_total(factors: Alpha) -> Array:
+        return total(problem, LOG, label_loop=label_loop, factors=factors)
+
+    value, pullback = jax.vjp(log_total, ones)
+    (found,) = pullback(jnp.ones_like(value))
+    blank, label = (jnp.moveaxis(part, 0, -2) for part in found)
+    return value, label, None if problem.wildcards is None else blank
 
 
 def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[Array, "*B"]:
