@@ -118,8 +118,10 @@ def test_memory_grows_with_the_root_of_what_does_not_fit():
 def test_emissions_are_made_chunk_by_chunk(monkeypatch):
     monkeypatch.setattr(walks, "CHUNK_NUMBERS", 0)
     arguments = jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None
-    traced = jax.make_jaxpr(lambda *a: entropy(problem_of(*a), LOG, label_loop=True))(*arguments)
+    traced = jax.make_jaxpr(lambda *a: entropy(problem_of(*a), WIDE, label_loop=True))(*arguments)
     assert [scan.params["length"] for scan in scans(traced.jaxpr)] == [5, 14]
+    traced = jax.make_jaxpr(lambda *a: entropy(problem_of(*a), LOG, label_loop=True))(*arguments)
+    assert [scan.params["length"] for scan in scans(traced.jaxpr)] == [70]
 
 
 def test_forward_and_backward_enumerations_agree(rng):

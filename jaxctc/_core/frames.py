@@ -1,7 +1,7 @@
 """Walks over the frames of a problem: reads their emissions, a chunk at a time, and scans them.
 
 Emissions are made for a chunk of frames at once, which is one gather where frame by frame it would
-be many, and never for all frames, which would be a table of the size of T times N.
+be many, and not for all frames, which would be a table of the size of T times N.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Int
 
 from jaxctc._core.problem import Problem, label_scores
-from jaxctc._core.semirings import Number, Semiring
+from jaxctc._core.semirings import WIDE, Number, Semiring
 
 CHUNK_FRAMES = 16
 """Frames whose emissions are made at once, at least,"""
@@ -72,9 +72,15 @@ class Frames(NamedTuple):
     """How many frames to read at once."""
 
 
-def frames_of(problem: Problem, semiring: Semiring) -> Frames:
-    """Those of a problem."""
-    at_once = max(CHUNK_FRAMES, CHUNK_NUMBERS // max(problem.is_label.size, 1))
+def frames_of(problem: Problem, semiring: Semiring, *, in_chunks: bool | None = None) -> Frames:
+    """Those of a problem, by default in chunks in WIDE alone.
+
+    Other semirings are there for JAX to differentiate, which keeps something of every frame in any
+    case, and of scans within scans twice.
+    """
+    at_once = problem.is_frame.shape[-1]
+    if semiring is WIDE if in_chunks is None else in_chunks:
+        at_once = max(CHUNK_FRAMES, CHUNK_NUMBERS // max(problem.is_label.size, 1))
     return Frames(functools.partial(emissions, problem, semiring=semiring), at_once)
 
 

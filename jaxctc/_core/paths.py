@@ -85,7 +85,7 @@ def best_path(
         backward,
         window.first(initial(problem, MAX)),
         start_backward,
-        frames_of(problem, MAX),
+        frames_of(problem, MAX, in_chunks=True),
         frames,
         interval=every,
     )
