@@ -71,8 +71,9 @@ def log_where_possible(
 
 def sum_over_frames(values: Float[Array, "*B T"]) -> Float[Array, "*B"]:
     """The sum, in chunks of frames, so that T rounding errors do not add up."""
-    frames, chunk = values.shape[-1], 128
+    values = jnp.moveaxis(values, -1, 0)
+    frames, chunk = values.shape[0], 128
     count = -(-frames // chunk)
-    rest = jnp.zeros_like(values, shape=(*values.shape[:-1], count * chunk - frames))
-    chunks = jnp.concatenate([values, rest], axis=-1).reshape(*values.shape[:-1], count, chunk)
-    return jnp.sum(jnp.sum(chunks, axis=-1), axis=-1)
+    rest = jnp.zeros_like(values, shape=(count * chunk - frames, *values.shape[1:]))
+    chunks = jnp.concatenate([values, rest]).reshape(count, chunk, *values.shape[1:])
+    return jnp.sum(jnp.sum(chunks, axis=1), axis=0)
