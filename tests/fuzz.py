@@ -4,9 +4,9 @@
 
 A setting is a shape with options and a dtype, drawn from menus, for each compiles for seconds; then
 many batches go through it. Every example is compared with all its alignments, written out in
-float64 (`oracles`); a batch with each example alone; what is too large to write out, with float64.
-What fails is made as simple as it can be while it still fails, and printed as a test to paste. The
-exit status is 1 if anything was found.
+float64 (`oracles`); a batch with each example alone; what is too large to write out, with float64;
+all implementations of the loss with each other. What fails is made as simple as it can be while it
+still fails, and printed as a test to paste. The exit status is 1 if anything was found.
 """
 
 import argparse
@@ -27,6 +27,9 @@ import numpy as np
 import oracles
 
 import jaxctc
+from jaxctc._core.emissions import build_lattice, prepare_inputs
+from jaxctc._core.kernels import IMPLEMENTATIONS
+from jaxctc._core.occupancies import Occupancies, solve
 
 ALIGNED = 4096
 """Paths up to which a shape is compared with all of them."""
@@ -327,6 +330,39 @@ def _in_float64(setting: Setting) -> Callable[[Inputs], tuple[np.ndarray, np.nda
     return call
 
 
+def check_implementations(setting: Setting, inputs: Inputs) -> None:
+    """All kernels against the reference: totals and occupancies."""
+    found = _solved(setting)(*inputs)
+    truth = found.pop("reference")
+    for name, ours in found.items():
+        for one, true in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
+            close(f"{name} and the reference", one, true.astype(np.float64), 1e-6, 2e-5)
+
+
+@functools.lru_cache(maxsize=4)
+def _solved(setting: Setting) -> Callable[..., dict[str, Any]]:
+    options = {"blank_id": setting.blank_id, "logits_normalized": False, **dict(setting.options)}
+
+    @jax.jit
+    def everything(*arguments: jax.Array) -> dict[str, Any]:
+        config, inputs = prepare_inputs("fuzz", *arguments, **options)
+        lattice = build_lattice(inputs, config)
+
+        def by(name: str) -> tuple[jax.Array, Occupancies]:
+            total, found = solve(lattice.problem, config._replace(implementation=name))
+            is_known = ~lattice.has_nan  # of NaN, kernels make anything
+            return jnp.where(is_known, total, 0), jax.tree.map(
+                lambda part: jnp.where(
+                    jnp.expand_dims(is_known, range(1, part.ndim)), part, jnp.zeros_like(part)
+                ),
+                found,
+            )
+
+        return {name: by(name) for name in IMPLEMENTATIONS}
+
+    return lambda *arguments: jax.tree.map(np.asarray, everything(*arguments))
+
+
 def check_tokens(setting: Setting, inputs: Inputs) -> None:
     """Greedy decoding and error counts against plain Python."""
     found = compiled(setting)(*inputs)
@@ -347,6 +383,7 @@ CHECKS: dict[str, Callable[[Setting, Inputs], None]] = {
     "paths": check_paths,
     "alone": check_alone,
     "float64": check_float64,
+    "implementations": check_implementations,
     "tokens": check_tokens,
 }
 """By name. Each raises AssertionError."""
