@@ -15,7 +15,9 @@ have one axis of batch; `label_loop` and `by_column` are static. A kernel is nev
 `derivatives` do that in plain operations.
 """
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -42,9 +44,10 @@ def log_total(
 ) -> Float[Array, "*B"]:
     """Log of the weight of all paths, in nats, for any axes of batch."""
     kernel = resolve(implementation, problem, label_loop=label_loop)
-    with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
-        solve = lambda problem: kernel.log_total(problem, label_loop=label_loop)  # noqa: E731
-        return _with_one_batch_axis(solve, problem)
+    with _named(kernel):
+        return _with_one_batch_axis(
+            functools.partial(kernel.log_total, label_loop=label_loop), problem
+        )
 
 
 def log_total_and_occupancies(
@@ -54,14 +57,18 @@ def log_total_and_occupancies(
     by_column: bool = False,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T N"], Float[Array, "*B T N+1"] | None]:
-    """The same, and the occupancies of labels and gaps."""
+    """The same, and the occupancies of labels and, with wildcards, of blanks."""
     kernel = resolve(implementation, problem, label_loop=label_loop)
+    options = {"label_loop": label_loop, "by_column": by_column}
+    with _named(kernel):
+        return _with_one_batch_axis(
+            functools.partial(kernel.log_total_and_occupancies, **options), problem
+        )
 
-    def solve(problem: Problem) -> Any:
-        return kernel.log_total_and_occupancies(problem, label_loop=label_loop, by_column=by_column)
 
-    with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
-        return _with_one_batch_axis(solve, problem)
+def _named(kernel: ModuleType) -> AbstractContextManager[Any]:
+    """The scope by which a profile shows which implementation ran."""
+    return jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}")
 
 
 def _with_one_batch_axis(solve: Callable[[Problem], Any], problem: Problem) -> Any:
