@@ -94,6 +94,23 @@ class TestBatches:
         assert set(exchanged(compiled)) == {("all-reduce", ())}
         assert_equal(compiled(*spread), step(*arguments))
 
+    def test_two_axes_of_batch_stay_where_they_are(self, rng):
+        """Kernels know one axis of batch: the other is mapped over, and not folded into it."""
+        arguments = jax.tree.map(
+            lambda part: part.reshape(8, 4, *part.shape[1:]), batch(rng, 40, examples=32)
+        )
+
+        @jax.jit
+        def step(logits, *rest):
+            mean = jax.value_and_grad(lambda logits: jnp.mean(ctc_loss(logits, *rest)))
+            return mean(logits), jaxctc.posteriors(logits, *rest)
+
+        places = NamedSharding(mesh(outer=4, inner=2), P("outer", "inner"))
+        spread = jax.device_put(arguments, places)
+        compiled = step.lower(*spread).compile()
+        assert set(exchanged(compiled)) == {("all-reduce", ())}
+        assert_equal(compiled(*spread), step(*arguments))
+
     def test_alignments_and_word_errors(self, rng):
         """Nothing to sum up here."""
 
