@@ -196,7 +196,7 @@ BAD_FILES = {
     "no UTF-8": (changed(10, "-0.5 ä").encode("latin1"), 10, r"be UTF-8; got '-0.5 \\xe4'"),
     "a long line": (changed(10, "-0.5 " + "a" * 70000), 10, "have at most 65536 bytes"),
     "no end": (changed(21, None), 21, "be there, as none so far is"),
-    "text after the end": (GOOD + "\n\nmore", 24, r"be empty, behind \end\; got 'more'"),
+    "text after the end": (GOOD + "\n\nmore", 24, r"be empty, after \end\; got 'more'"),
     "gzip cut off": (gzip.compress(GOOD.encode())[:-20], None, "be part of a sound gzip file"),
     "gzip with an end": (
         gzip.compress(GOOD.encode()) + b"more",
