@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.derivatives import loss_and_gradient
 from jaxctc._core.emissions import Config, Inputs, Scores, pad_empty_time_axis
+from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
 from jaxctc._core.sharding import varying_like
 from jaxctc.loss import without_infinity
@@ -115,7 +116,7 @@ def ctc_loss_from_hidden(
     if offset.shape != (classes,):
         checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
     checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
-    checks.implementation(function, implementation)
+    checks.implementation(function, implementation, PUBLIC_NAMES)
     epsilon = checks.number(function, "log_epsilon", log_epsilon)
     config = _Config(
         checks.class_id(function, "blank_id", blank_id, classes),

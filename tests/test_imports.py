@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "_core.emissions": {
         "_core.checks",
         "_core.classes",
+        "_core.kernels.__init__",
         "_core.normalizer",
         "_core.problem",
         "_core.ragged",
@@ -89,6 +90,7 @@ MAY_IMPORT = {
         "_core.checks",
         "_core.derivatives",
         "_core.emissions",
+        "_core.kernels.__init__",
         "_core.normalizer",
         "_core.sharding",
         "loss",

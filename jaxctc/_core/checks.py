@@ -318,12 +318,13 @@ def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -
     return value
 
 
-def implementation(function: str, value: Any) -> None:
+def implementation(function: str, value: Any, names: tuple[str, ...]) -> None:
     """Refuses what is not the name of an implementation, or of one that is to come."""
-    if value is None or (isinstance(value, str) and value == "xla"):
+    if value is None or (isinstance(value, str) and value in names):
         return
     remedy = 'Kernels in Pallas are to come. Use "xla".' if value == "pallas" else ""
-    fail(function, "implementation", 'be None or "xla"', value, remedy)
+    known = " or ".join(f'"{name}"' for name in names)
+    fail(function, "implementation", f"be None or {known}", value, remedy)
 
 
 def lengths(

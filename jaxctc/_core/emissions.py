@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
+from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
 from jaxctc._core.problem import Problem, Wildcards
 from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
@@ -99,7 +100,7 @@ def prepare_inputs(
     axis = checks.vocab_axis(function, vocab_axis_name, given.logits)
     blank = checks.class_id(function, "blank_id", blank_id, number_of_classes(given.logits, axis))
     checks.flags(function, logits_normalized=logits_normalized, label_loop=label_loop)
-    checks.implementation(function, implementation)
+    checks.implementation(function, implementation, PUBLIC_NAMES)
     config = Config(
         blank,
         logits_normalized,

@@ -11,8 +11,8 @@
 An occupancy is the part of the weight that passes through a state in a frame; 0 in padded frames,
 where nothing stands, and where the total is zero. A blank's includes what a wildcard absorbs.
 `by_column` sums those of labels that stand in the same column of the scores, `[B, T, M]`. Problems
-have one axis of batch; `label_loop` and `by_column` are static. A kernel is never differentiated:
-`derivatives` do that in plain operations.
+have one axis of batch; `label_loop` and `by_column` are static. A kernel is never differentiated
+(`derivatives` do that in plain operations), but for the reference, and that in float64 alone.
 """
 
 import functools
@@ -29,6 +29,8 @@ from jaxctc._core.kernels import reference, xla_blocked
 from jaxctc._core.problem import Problem
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": xla_blocked, "reference": reference}
+PUBLIC_NAMES = ("xla",)
+"""Those that users may ask for."""
 
 
 def resolve(implementation: str | None, problem: Problem, *, label_loop: bool) -> ModuleType:
