@@ -8,7 +8,7 @@ The second has a row for each of them: quartiles; how much of the time the floor
 over the logits and, for a gradient, a softmax of them, measured alongside (`benchmarks.peers`);
 the megabytes that XLA sets aside for temporary values and results; and the seconds it compiles.
 
-All calls of a shape take turns, each behind one of its like. One that has had `--budget` seconds
+All calls of a shape take turns, each after one of its like. One that has had `--budget` seconds
 sits out the rest; where the first already took longer, it is the only one, and the row says so.
 On a machine that does other things, too, ratios say more than times. JAX computes on its default
 device, PyTorch on a GPU where JAX does.

@@ -57,7 +57,7 @@ def measure(
     spent = {key: seconds for key, (seconds, _) in first.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in range(repeats):
-        # In an order drawn anew, so that nobody always comes behind the same one.
+        # In an order drawn anew, so that nobody always comes after the same one.
         for key in rng.sample(list(calls), len(calls)):
             if spent[key] < budget:
                 seconds, _ = _timed(calls[key])

@@ -77,7 +77,7 @@ class NGrams(NamedTuple):
     """A model with back-off, as an ARPA file has it."""
 
     probabilities: dict[NGram, float]
-    """Of the last token of an n-gram behind the others; shorter n-grams first."""
+    """Of the last token of an n-gram after the others; shorter n-grams first."""
     back_offs: dict[NGram, float]
     """What a context leaves, for the tokens it was not seen with, to the context one shorter."""
 
@@ -166,7 +166,7 @@ class Reading(NamedTuple):
     """What a decoder has read, and how wrong it is."""
 
     labels: jax.Array
-    """[B, L], -1 behind the last."""
+    """[B, L], -1 after the last."""
     counts: jaxctc.ErrorCounts
     """Of each line."""
 

@@ -31,7 +31,7 @@ class Lines(NamedTuple):
     images: np.ndarray
     """[B, WIDTH, HEIGHT], column by column; ink is 1, paper 0, noise on both."""
     image_paddings: np.ndarray
-    """[B, WIDTH], True behind the end of the line."""
+    """[B, WIDTH], True after the end of the line."""
     labels: np.ndarray
     """[B, MAX_DIGITS], digit + 1; 0 where padded."""
     label_paddings: np.ndarray

@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     loss: jax.Array
     """`[*B]`, nats."""
     decoded: jax.Array
-    """`[*B, T]`, -1 behind the last label."""
+    """`[*B, T]`, -1 after the last label."""
     counts: jaxctc.ErrorCounts
     """`[*B]`, of what was decoded."""
     alignment: jaxctc.Alignment
