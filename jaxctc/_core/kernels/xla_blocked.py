@@ -27,6 +27,16 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxctc._core.classes import read_frames, sum_by_class
+from jaxctc._core.kernels.chunk_tables import (
+    VECTOR,
+    ChunkPlan,
+    Layout,
+    choose_layout,
+    frames_in_order,
+    read_chunk,
+    write_chunk,
+    write_rows,
+)
 from jaxctc._core.normalizer import at_least_float32
 from jaxctc._core.problem import Problem, Wildcards, mask_labels
 from jaxctc._core.recursion import (
@@ -40,14 +50,7 @@ from jaxctc._core.recursion import (
     transitions,
     without_edge,
 )
-from jaxctc._core.semirings import MAX_UNNORMALIZED_STEPS, WIDE, Number
-
-VECTOR = 8
-"""Numbers that XLA:CPU computes at once."""
-MANY_EXAMPLES = 2 * VECTOR
-"""So many examples fill whole vectors."""
-FEW_LABELS = 24
-"""So few labels do not."""
+from jaxctc._core.semirings import WIDE, Number
 
 
 def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
@@ -86,71 +89,7 @@ def log_total_and_occupancies(
     return WIDE.decode(total), label, gap
 
 
-# The plan: which axis is minor-most, and how frames are cut into chunks.
-
-
-class Layout(NamedTuple):
-    """Which axis lies minor-most: labels, `[…, B, F, N]`, or the batch, `[…, F, N, B]`."""
-
-    batch_minor: bool
-
-    @property
-    def labels(self) -> int:
-        """The axis of the labels, counted from the end."""
-        return -2 if self.batch_minor else -1
-
-    @property
-    def frames(self) -> int:
-        """The axis of the frames of a chunk, counted from the end."""
-        return self.labels - 1
-
-    def to_layout(self, part: Array, trailing: int) -> Array:
-        """Lays out an array that has so many axes after that of the batch."""
-        return jnp.moveaxis(part, -1 - trailing, -1) if self.batch_minor else part
-
-    def from_layout(self, part: Array, trailing: int) -> Array:
-        """Brings the axis of the batch back in front of so many axes."""
-        return jnp.moveaxis(part, -1, -1 - trailing) if self.batch_minor else part
-
-
-def choose_layout(batch: int, labels: int) -> Layout:
-    """The batch minor-most if it fills vectors and the labels do not."""
-    return Layout(batch_minor=batch >= MANY_EXAMPLES and 0 < labels <= FEW_LABELS)
-
-
-class ChunkPlan(NamedTuple):
-    """How the frames are cut into two halves, and each half into chunks of equal size."""
-
-    frames: int
-    num_chunks: int
-    """Of one half."""
-    chunk_size: int
-    """At most `MAX_UNNORMALIZED_STEPS`."""
-    layout: Layout
-
-    @classmethod
-    def of(cls, frames: int, layout: Layout) -> "ChunkPlan":
-        """The chunk count, at most 1.5 times the smallest possible, with the least overlap."""
-        half = -(-frames // 2)
-        fewest = -(-half // MAX_UNNORMALIZED_STEPS)
-        counts = range(fewest, fewest + -(-fewest // 2))
-        count = min(counts, key=lambda count: count * -(-half // count))
-        return cls(frames, count, -(-half // count), layout)
-
-    @property
-    def frames_per_half(self) -> int:
-        """With the overlap: at least half of the frames."""
-        return self.num_chunks * self.chunk_size
-
-    @property
-    def chunks(self) -> Int[Array, "num_chunks"]:
-        """Their numbers, from the outermost frames on."""
-        return jnp.arange(self.num_chunks, dtype=jnp.int32)
-
-    @property
-    def offsets(self) -> Int[Array, "chunk_size"]:
-        """Of the frames of a chunk, from its first one."""
-        return jnp.arange(self.chunk_size, dtype=jnp.int32)
+# The graph beside its mirror image.
 
 
 class _Pair(NamedTuple):
@@ -164,7 +103,7 @@ class _Pair(NamedTuple):
     columns: Int[Array, "2 B N"]
     is_label: Bool[Array, "2 B N"]
     wildcards: Wildcards | None
-    """As in `problem`, which gaps as `[2, B, N+1]`."""
+    """Those of `problem`, with `in_gap` as `[2, B, N+1]`."""
     forward: Transitions
     """As `[2, …]`, laid out: towards the middle, in the first half."""
     backward: Transitions
@@ -233,57 +172,11 @@ def _fill_up_vectors(problem: Problem) -> Problem:
     )
 
 
-# Tables `[B, R, M]` hold rows for chunks of both halves, in the order of the frames: those of the
-# graph from the top, those of the image from the bottom. In the overlap there is a row for each.
-
-
 def _allocate(pair: _Pair, width: int, *, num_chunks: int) -> Float[Array, "B R width"]:
     zero = jnp.zeros_like(pair.problem.frame_max[..., :1, None])
     rows = 2 * num_chunks * pair.plan.chunk_size
     table = jnp.broadcast_to(zero, (zero.shape[0], rows, width))
     return pair.plan.layout.to_layout(table, 2)
-
-
-def _starts(plan: ChunkPlan, table: Array, index: Int[Array, ""]) -> tuple[Array, Array]:
-    """The first row of a chunk, of the graph and of its image; a short table holds one chunk."""
-    rows = table.shape[plan.layout.frames]
-    early = index * plan.chunk_size if rows > 2 * plan.chunk_size else jnp.zeros_like(index)
-    return early, rows - plan.chunk_size - early
-
-
-def _write_rows(plan: ChunkPlan, table: Array, early: Array, later: Array, index: Array) -> Array:
-    axis = table.ndim + plan.layout.frames
-    for part, start in zip((early, later), _starts(plan, table, index), strict=True):
-        table = lax.dynamic_update_slice_in_dim(table, part, start, axis)
-    return table
-
-
-def _write_chunk(plan: ChunkPlan, table: Array, parts: Array, index: Array) -> Array:
-    """Writes `[2, B, chunk_size, M]`; of the image the last frame comes first."""
-    later = jnp.flip(parts[1], plan.layout.frames)
-    return _write_rows(plan, table, parts[0], later, index)
-
-
-def _read_chunk(plan: ChunkPlan, table: Array, index: Array) -> Float[Array, "2 B chunk_size M"]:
-    axis = table.ndim + plan.layout.frames
-    early, later = (
-        lax.dynamic_slice_in_dim(table, start, plan.chunk_size, axis)
-        for start in _starts(plan, table, index)
-    )
-    return jnp.stack([early, jnp.flip(later, plan.layout.frames)])
-
-
-def _frames_in_order(plan: ChunkPlan, table: Array) -> Float[Array, "B T M"]:
-    """The rows that count, one for each frame."""
-    if 2 * plan.frames_per_half > plan.frames:
-        axis, later = table.ndim + plan.layout.frames, plan.frames // 2
-        end = 2 * plan.frames_per_half
-        parts = [
-            lax.slice_in_dim(table, 0, plan.frames - later, axis=axis),
-            lax.slice_in_dim(table, end - later, end, axis=axis),
-        ]
-        table = jnp.concatenate(parts, axis=axis)
-    return plan.layout.from_layout(table, 2)
 
 
 # Emissions of a chunk.
@@ -293,7 +186,7 @@ class _Chunk(NamedTuple):
     """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`."""
 
     blank: Number
-    """[…, 1]; [..., N+1] where wildcards stand beside some blanks."""
+    """[…, 1], the same for all blanks; […, N+1] where wildcards stand beside some."""
     label: Number
     is_frame: Bool[Array, "2 B chunk_size 1"]
 
@@ -312,8 +205,8 @@ def _gather_label_scores(pair: _Pair, table: Array, index: Array) -> tuple[Array
     # XLA:CPU would not vectorise what it computes along with a gather.
     scores = at_least_float32(lax.optimization_barrier(scores))
     early, later = plan.layout.to_layout(mask_labels(scores, pair.is_label), 2)
-    table = _write_rows(plan, table, early, later, index)
-    return table, _read_chunk(plan, table, index)
+    table = write_rows(plan, table, early, later, index)
+    return table, read_chunk(plan, table, index)
 
 
 def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]) -> _Chunk:
@@ -400,7 +293,7 @@ def _run_second_half(
         alpha, alphas, betas, table, label, gap = carry
         index, checkpoint = given
         if columns is None:
-            scores = _read_chunk(plan, label, index)  # they wait where the occupancies go
+            scores = read_chunk(plan, label, index)  # they wait where the occupancies go
         else:
             table, scores = _gather_label_scores(pair, table, index)
         y = _emissions(pair, index, scores)
@@ -411,10 +304,10 @@ def _run_second_half(
             of_label = _unreverse(of_label, plan.layout)
         else:
             of_label = sum_by_class(of_label, pair.columns, columns)
-        label = _write_chunk(plan, label, of_label, index)
+        label = write_chunk(plan, label, of_label, index)
         if gap is not None:
             of_gap = _occupancy(pair, alphas.blank, betas.blank, y.blank, y, total)
-            gap = _write_chunk(plan, gap, _unreverse(of_gap, plan.layout), index)
+            gap = write_chunk(plan, gap, _unreverse(of_gap, plan.layout), index)
         return (_normalize(alpha), alphas, betas, table, label, gap), None
 
     if columns is None:
@@ -428,8 +321,8 @@ def _run_second_half(
     carry = _swap_halves(half.alpha, plan.layout), history, history, table, label, gap
     given = plan.chunks, half.checkpoints
     (*_, label, gap), _ = lax.scan(chunk, carry, given, reverse=True)
-    label = _frames_in_order(plan, label)
-    return label, None if gap is None else _frames_in_order(plan, gap)
+    label = frames_in_order(plan, label)
+    return label, None if gap is None else frames_in_order(plan, gap)
 
 
 def _recorded(pair: _Pair, alpha: Alpha) -> _History:
