@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core.classes import read_frames, sum_by_class
 from jaxctc._core.kernels.chunk_tables import (
@@ -215,7 +215,7 @@ def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N
     frames = jnp.stack([early, plan.frames - 1 - early])
     is_nearer = jnp.stack([2 * early < plan.frames, 2 * early < plan.frames - 1])
 
-    def at(rows: Float[Array, "B T"]) -> Array:
+    def at(rows: Shaped[Array, "B T"]) -> Array:
         found = rows.T.at[frames].get(mode="promise_in_bounds")
         return plan.layout.to_layout(jnp.moveaxis(found, 2, 1)[..., None], 2)
 
