@@ -153,7 +153,7 @@ def _aligned(
 
 
 def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:
-    """Where the label or wildcard of each frame stands (`packed_index`); 2 N + 1 for none."""
+    """Where the label or wildcard of each frame stands (`in_given_order`); 2 N + 1 for none."""
     labels = lattice.labels.shape[-1]
     states, absorbed = (part[..., 0, :] for part in paths)
     nowhere = jnp.full_like(states, 2 * labels + 1)

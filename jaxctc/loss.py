@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import prepare_inputs
+from jaxctc._core.lean import select
 from jaxctc.posteriors import state_log_probs
 
 
@@ -220,5 +221,5 @@ def without_infinity(
     loss: Float[Array, "*B"], epsilon: Float[Array, ""], zero_infinity: bool
 ) -> Float[Array, "*B"]:
     """What an infeasible pair costs instead, if the options say so."""
-    infinite = jnp.zeros_like(loss) if zero_infinity else -epsilon.astype(loss.dtype)
-    return jnp.where(loss == jnp.inf, infinite, loss)
+    instead = jnp.zeros_like(epsilon) if zero_infinity else -epsilon
+    return select(loss != jnp.inf, loss, jnp.broadcast_to(instead.astype(loss.dtype), loss.shape))

@@ -136,7 +136,9 @@ def required_frames(
     count = paddings_to_lengths(padded)
     if not label_loop:
         return count
-    return count + jnp.sum(is_repeat(packed, count), axis=-1, dtype=jnp.int32)
+    return count + jnp.sum(
+        is_repeat(packed, ~is_beyond(count, packed.shape[-1])), axis=-1, dtype=jnp.int32
+    )
 
 
 def is_feasible(

@@ -11,6 +11,7 @@ scatter, whose order of adding is not the same on every run of every device.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 
 def read_frames(
     scores: Float[Array, "*B T K"],
-    first: Int[Array, "D"],
+    first: Sequence[Int[Array, ""]],
     columns: Int[Array, "*B D N"],
     count: int,
 ) -> Float[Array, "*B D F N"]:
-    """The scores in some columns, in `count` frames from each first one on.
+    """The scores in some columns, in `count` frames from each of D first ones on.
 
     Frames and columns must exist. Written for one example, so that a sharded batch stays where it
     is.
@@ -38,7 +39,7 @@ def read_frames(
 
 # A rule of its own, because JAX would transpose the gather that gives values.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _read(count: int, scores: Array, first: Array, columns: Array) -> Array:
+def _read(count: int, scores: Array, first: Sequence[Array], columns: Array) -> Array:
     return lax.platform_dependent(
         scores,
         first,
@@ -61,25 +62,28 @@ def _read_jvp(count, primals, tangents):
     return _read(count, scores, first, columns), movement
 
 
-def _by_column(count: int, scores: Array, first: Array, columns: Array) -> Array:
+def _by_column(count: int, scores: Array, first: Sequence[Array], columns: Array) -> Array:
     """XLA:CPU works out anew for every slice where it starts: the fewer slices, the better."""
-    starts = jnp.stack([jnp.broadcast_to(first[:, None], columns.shape), columns], axis=-1)
+    starts = jnp.broadcast_to(jnp.stack(list(first))[:, None], columns.shape)
+    starts = jnp.stack([starts, columns], axis=-1)
     column = lax.GatherDimensionNumbers((1,), (1,), (0, 1))
     return lax.gather(scores, starts, column, (count, 1), mode="promise_in_bounds")
 
 
-def _by_row(count: int, scores: Array, first: Array, columns: Array) -> Array:
+def _by_row(count: int, scores: Array, first: Sequence[Array], columns: Array) -> Array:
     if count == 1:
         return _by_column(count, scores, first, columns)  # no slice is longer than a number
     return jnp.stack(
         [
-            _rows(count, scores, start).at[:, places].get(mode="promise_in_bounds")
+            _rows(count, scores, start)
+            .at[:, places]
+            .get(mode="promise_in_bounds", wrap_negative_indices=False)
             for start, places in zip(first, columns, strict=True)
         ]
     )
 
 
-def _by_product(count: int, scores: Array, first: Array, columns: Array) -> Array:
+def _by_product(count: int, scores: Array, first: Sequence[Array], columns: Array) -> Array:
     """For finite scores alone: infinity times 0 would be NaN."""
     classes = jnp.arange(scores.shape[1], dtype=columns.dtype)
     return jnp.stack(
@@ -95,7 +99,7 @@ def _by_product(count: int, scores: Array, first: Array, columns: Array) -> Arra
 
 
 def _rows(count: int, scores: Array, start: Array) -> Array:
-    return lax.dynamic_slice_in_dim(scores, start, count)
+    return lax.dynamic_slice_in_dim(scores, start, count, allow_negative_indices=False)
 
 
 @functools.partial(jnp.vectorize, signature="(t,k),(n)->(t,n)")
@@ -134,6 +138,6 @@ def _product(values: Array, matrix: Bool[Array, "*B N M"]) -> Array:
 @functools.partial(jnp.vectorize, signature="(t,m),(n)->(t,k)", excluded={2})
 def _look_up(merged, labels, classes):
     nowhere = labels.shape[0]
-    column = jnp.full(classes, nowhere, jnp.int32)
-    column = column.at[labels].min(jnp.arange(nowhere, dtype=jnp.int32), mode="drop")
-    return merged.at[:, column].get(mode="promise_in_bounds")
+    column, order = jnp.full(classes, nowhere, jnp.int32), jnp.arange(nowhere, dtype=jnp.int32)
+    column = column.at[labels].min(order, mode="drop", wrap_negative_indices=False)
+    return merged.at[:, column].get(mode="promise_in_bounds", wrap_negative_indices=False)

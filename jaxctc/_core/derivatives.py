@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from jaxctc._core import kernels
 from jaxctc._core.classes import spread_over_classes
 from jaxctc._core.emissions import Config, Inputs, Lattice, Scores, build_lattice, mask_scores
+from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, sum_over_frames
 from jaxctc._core.occupancies import Occupancies, solve
 from jaxctc._core.recursion import total
@@ -37,7 +38,7 @@ def value_semiring(inputs: Inputs) -> Semiring:
 
 def nan_where(has_nan: Bool[Array, "*B"], like: Array) -> Array:
     """NaN for an example with NaN, 1 for others: a factor, which makes derivatives NaN too."""
-    return jnp.where(has_nan, jnp.asarray(jnp.nan, like.dtype), jnp.asarray(1, like.dtype))
+    return select(~has_nan, lax.full_like(like, 1, shape=has_nan.shape), jnp.nan)
 
 
 def with_log_derivative(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,8 +160,8 @@ def _nats(log_total: Float[Array, "*B"], lattice: Lattice, config: Config) -> Fl
     if not config.logits_normalized and config.wildcard is None:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
-        loss -= lax.stop_gradient(jnp.minimum(loss, jnp.zeros_like(loss)))
-    loss = jnp.where(impossible, jnp.full_like(loss, jnp.inf), loss)
+        loss -= lax.stop_gradient(jnp.minimum(loss, 0))
+    loss = select(~impossible, loss, jnp.inf)
     # A factor, not a select: it makes the gradient NaN too.
     return loss * nan_where(lattice.has_nan, loss)
 
@@ -181,7 +182,8 @@ def _gradient(
         by_class = spread_over_classes(found.label, labels, classes)
     column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
     blank = local_ids(jnp.asarray(config.blank, jnp.int32), classes, axis)
-    gradient = -jnp.where(column == blank, found.blank[..., None], by_class)
+    of_blank = broadcast(found.blank[..., None], by_class.shape)
+    gradient = -select(column == blank, of_blank, by_class)
     if not config.logits_normalized:
         # The normalizer takes the same differences. Without the barrier XLA would share them, as
         # an array of the size of the logits.
@@ -191,10 +193,8 @@ def _gradient(
 
     factor = nan_where(lattice.has_nan, gradient)[..., None]
     counts = inputs.is_frame & (feasible | lattice.has_nan)[..., None]
-    gradient = gradient * factor[..., None]
-    gradient = jnp.where(counts[..., None], gradient, jnp.zeros_like(gradient))
+    gradient = select(counts[..., None], gradient * factor[..., None], 0)
     of_wildcard = None
     if found.wildcard is not None:
-        of_wildcard = -jnp.sum(found.wildcard, axis=-1) * factor
-        of_wildcard = jnp.where(counts, of_wildcard, jnp.zeros_like(of_wildcard))
+        of_wildcard = select(counts, -jnp.sum(found.wildcard, axis=-1) * factor, 0)
     return Scores(gradient.astype(logits.dtype), of_wildcard)

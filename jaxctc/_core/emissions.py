@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.kernels import PUBLIC_NAMES
+from jaxctc._core.lean import select
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
 from jaxctc._core.problem import Problem, Wildcards
-from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
+from jaxctc._core.ragged import count_along, is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
 
@@ -71,9 +72,10 @@ class Lattice(NamedTuple):
     (score - frame_max) - log_normalizer. 0 in padded frames."""
     has_nan: Bool[Array, "*B"]
     """True where NaN or +inf stands among the scores of the frames in use."""
-    packed_index: Int[Array, "*B N"]
-    """Where each label as given stands: a label among the packed ones; the wildcard of gap g at
-    N + g; padding, and all wildcards of a gap but the first, at 2 N + 1."""
+    is_own: Bool[Array, "*B N"]
+    """Of the labels as given: neither padding nor wildcard."""
+    is_wildcard: Bool[Array, "*B N"] | None
+    """Likewise; None without wildcards."""
 
 
 def prepare_inputs(
@@ -145,7 +147,7 @@ def mask_scores(scores: Scores, is_frame: Bool[Array, "*B T"]) -> Scores:
     """The scores, or their tangents, 0 in padded frames whatever stood there."""
     wildcard = scores.wildcard
     if wildcard is not None:
-        wildcard = jnp.where(is_frame, wildcard, jnp.zeros_like(wildcard))
+        wildcard = select(is_frame, wildcard, 0)
     return Scores(mask_padding(scores.logits, is_frame), wildcard)
 
 
@@ -157,17 +159,17 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
     has to be gone before (`mask_scores`), because a select does not stop it in a derivative.
     """
     logits, is_frame = inputs.scores.logits, inputs.is_frame
-    is_wildcard = jnp.zeros_like(inputs.is_label)
+    is_wildcard, is_own = None, inputs.is_label
     if config.wildcard is not None:
         is_wildcard = inputs.is_label & (inputs.labels == config.wildcard)
-    is_own = inputs.is_label & ~is_wildcard
+        is_own = inputs.is_label & ~is_wildcard
     labels = pack_left(inputs.labels, is_own)
     scores, columns, blank = _scores_in_one_place(logits, labels, config)
     count = varying_like(jnp.sum(is_own, axis=-1, dtype=jnp.int32), scores, is_frame, labels)
     classes = number_of_classes(logits, config.vocab_axis)
-    is_label = is_emittable(labels, classes, config.blank)
-    is_label &= ~is_beyond(count, labels.shape[-1])
+    in_use = ~is_beyond(count, labels.shape[-1])
 
+    is_label = in_use & is_emittable(labels, classes, config.blank)
     blank_scores = at_least_float32(scores[..., blank])
     if not config.logits_normalized:
         # NaN if any class is NaN or +inf
@@ -180,7 +182,7 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
         frame_max = safe_max(largest)  # NaN and +inf pass into it
         log_normalizer = -frame_max
     wildcards = None
-    if inputs.scores.wildcard is not None:
+    if inputs.scores.wildcard is not None and is_wildcard is not None:
         wildcards = Wildcards(inputs.scores.wildcard, _gaps(is_wildcard, is_own))
     problem = Problem(
         scores=scores,
@@ -190,16 +192,17 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
         wildcards=wildcards,
         is_label=is_label,
         # Without loops, two frames of a class are two labels.
-        can_skip=~is_repeat(labels, count) | (not config.label_loop),
+        can_skip=~is_repeat(labels, in_use) if config.label_loop else jnp.ones_like(in_use),
         is_frame=is_frame,
         label_count=count,
     )
     return Lattice(
         problem=problem,
         labels=labels,
-        log_normalizer=jnp.where(is_frame, log_normalizer, jnp.zeros_like(log_normalizer)),
+        log_normalizer=select(is_frame, log_normalizer, 0),
         has_nan=jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1),
-        packed_index=_packed_index(is_own, is_wildcard),
+        is_own=is_own,
+        is_wildcard=is_wildcard,
     )
 
 
@@ -212,7 +215,7 @@ def in_given_order(
     """
     width = values.shape[-1]
     last = jnp.full_like(values, fill, shape=(*values.shape[:-1], 1))
-    index = jnp.minimum(lattice.packed_index, jnp.asarray(width, jnp.int32))
+    index = jnp.minimum(_packed_index(lattice), width)
     return read_columns(jnp.concatenate([values, last], axis=-1), index)
 
 
@@ -226,12 +229,11 @@ def _scores_in_one_place(
     """
     classes, axis = logits.shape[-1], config.vocab_axis
     if axis is None:
-        last_class = jnp.asarray(classes - 1, jnp.int32)
-        return logits, jnp.clip(labels, jnp.zeros_like(last_class), last_class), config.blank
+        return logits, jnp.minimum(jnp.maximum(labels, 0), classes - 1), config.blank
     blank = jnp.full_like(labels, config.blank, shape=(*labels.shape[:-1], 1))
     ids = local_ids(jnp.concatenate([blank, labels], axis=-1), classes, axis)
     here = read_columns(logits, ids)
-    here = jnp.where((ids < classes)[..., None, :], here, jnp.zeros_like(here))
+    here = select((ids < classes)[..., None, :], here, 0)
     columns = jnp.broadcast_to(jnp.arange(1, ids.shape[-1], dtype=jnp.int32), labels.shape)
     return sum_over(axis, here), columns, 0
 
@@ -245,7 +247,7 @@ def _max_over_labels(
         counts = _is_spelt(columns, is_label, classes)
     else:
         counts, scores = is_label, read_columns(scores, columns)
-    scores = jnp.where(counts[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
+    scores = select(counts[..., None, :], scores, -jnp.inf)
     return at_least_float32(jnp.max(scores, axis=-1, initial=-jnp.inf))
 
 
@@ -265,21 +267,23 @@ def _gaps(is_wildcard: Bool[Array, "*B N"], is_own: Bool[Array, "*B N"]) -> Bool
         gaps = jnp.zeros_like(is_wildcard, shape=(gap.shape[0] + 1,))
         return gaps.at[gap].max(is_wildcard, mode="drop")
 
-    return one(is_wildcard, jnp.cumsum(is_own, axis=-1, dtype=jnp.int32))
+    return one(is_wildcard, count_along(is_own))
 
 
-def _packed_index(
-    is_own: Bool[Array, "*B N"], is_wildcard: Bool[Array, "*B N"]
-) -> Int[Array, "*B N"]:
+def _packed_index(lattice: Lattice) -> Int[Array, "*B N"]:
+    """Where each label as given stands: a label among the packed ones; the wildcard of gap g at
+    N + g; padding, and all wildcards of a gap but the first, at 2 N + 1.
+    """
+    is_own, is_wildcard = lattice.is_own, lattice.is_wildcard
     labels = is_own.shape[-1]
-    before = jnp.cumsum(is_own, axis=-1, dtype=jnp.int32)
-    wildcards = jnp.cumsum(is_wildcard, axis=-1, dtype=jnp.int32) - is_wildcard.astype(jnp.int32)
-    at_the_last_label = lax.cummax(
-        jnp.where(is_own, wildcards, jnp.zeros_like(wildcards)), wildcards.ndim - 1
-    )
-    is_first = is_wildcard & (wildcards == at_the_last_label)
-    nowhere = jnp.full_like(before, 2 * labels + 1)
-    return jnp.where(is_own, before - 1, jnp.where(is_first, labels + before, nowhere))
+    before = count_along(is_own)
+    nowhere = lax.full_like(before, 2 * labels + 1)
+    if is_wildcard is not None:
+        wildcards = count_along(is_wildcard) - is_wildcard.astype(jnp.int32)
+        at_the_last_label = lax.cummax(select(is_own, wildcards, 0), wildcards.ndim - 1)
+        is_first = is_wildcard & (wildcards == at_the_last_label)
+        nowhere = select(is_first, labels + before, nowhere)
+    return select(is_own, before - 1, nowhere)
 
 
 def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "*B T K"]:
@@ -291,9 +295,9 @@ def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "
 
 def _scaled(priors: Float[Array, "*B 1 K"], scale: Float[Array, ""]) -> Float[Array, "*B 1 K"]:
     """The product, where no infinity moves with the scale, and each is 0 at a scale of 0."""
-    infinite, zero = jnp.isinf(priors), jnp.zeros_like(priors)
-    finite_part = scale * jnp.where(infinite, zero, priors)
-    rest = jnp.where(infinite & (scale != 0), priors, zero)
+    infinite = jnp.isinf(priors)
+    finite_part = scale * select(~infinite, priors, 0)
+    rest = select(infinite & (scale != 0), priors, 0)
     return finite_part + lax.stop_gradient(scale) * rest
 
 
@@ -303,4 +307,4 @@ def _score_of_all_but(blank: int, scores: Float[Array, "*B T K"]) -> Float[Array
     scores -= safe_max(jnp.max(scores, axis=-1))[..., None]
     column = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     is_blank = jnp.expand_dims(column == blank, range(scores.ndim - 1))
-    return LOG.sum(jnp.where(is_blank, jnp.full_like(scores, -jnp.inf), scores))
+    return LOG.sum(select(~is_blank, scores, -jnp.inf))

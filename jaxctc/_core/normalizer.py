@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
+from jaxctc._core.lean import select, take_one
 from jaxctc._core.sharding import local_ids, max_over, sum_over
 
 
@@ -14,7 +15,7 @@ def at_least_float32(scores: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def mask_padding(scores: Float[Array, "*B T K"], is_frame: Bool[Array, "*B T"]) -> Array:
     """The scores, 0 in padded frames whatever stood there."""
-    return jnp.where(is_frame[..., None], scores, jnp.zeros_like(scores))
+    return select(is_frame[..., None], scores, 0)
 
 
 def safe_max(largest: Array) -> Array:
@@ -23,7 +24,7 @@ def safe_max(largest: Array) -> Array:
     It is no part of a derivative: what is subtracted here is added again elsewhere.
     """
     largest = lax.stop_gradient(largest)
-    return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+    return select(largest != -jnp.inf, largest, 0)
 
 
 def normalizer(
@@ -43,18 +44,16 @@ def normalizer(
     # The sum of a confident frame is 1 and a little, which would be rounded away. Most such frames
     # are blanks: that one class is added last. It leaves the sum by a shift and not by a select,
     # through which XLA:CPU reduces several times slower.
-    zero = jnp.zeros_like(largest, shape=())
-    out = jnp.where(is_blank, jnp.full_like(zero, -jnp.inf), zero)
+    out = select(~is_blank, lax.full_like(largest, 0, shape=(classes,)), -jnp.inf)
     out = jnp.expand_dims(out, range(largest.ndim))
     rest = jnp.sum(jnp.exp((at_least_float32(logits) - largest[..., None]) + out), axis=-1)
-    own = lax.dynamic_index_in_dim(logits, column, -1, keepdims=False)
-    own = jnp.where(
-        column < classes, jnp.exp(at_least_float32(own) - largest), jnp.zeros_like(rest)
-    )
-    rest, own = sum_over(vocab_axis, rest), sum_over(vocab_axis, own)
+    own = jnp.exp(at_least_float32(take_one(logits, column, -1)) - largest)
+    if vocab_axis is not None:
+        own = select(column < classes, own, 0)
+        rest, own = sum_over(vocab_axis, rest), sum_over(vocab_axis, own)
     total = rest + own
-    log_sum = jnp.log(jnp.where(total == 0, jnp.ones_like(total), total))
-    correction = jnp.where(own == 1, jnp.log1p(rest) - log_sum, jnp.zeros_like(total))
+    log_sum = jnp.log(select(total != 0, total, 1))
+    correction = select(own == 1, jnp.log1p(rest) - log_sum, 0)
     return largest, log_sum + lax.stop_gradient(correction)
 
 
@@ -66,7 +65,7 @@ def log_where_possible(
     A probability whose inverse, the derivative, overflows counts as impossible.
     """
     is_possible = ~((probs >= 0) & (probs < jnp.finfo(probs.dtype).tiny))
-    return jnp.log(jnp.where(is_possible, probs, jnp.ones_like(probs))), is_possible
+    return jnp.log(select(is_possible, probs, 1)), is_possible
 
 
 def sum_over_frames(values: Float[Array, "*B T"]) -> Float[Array, "*B"]:

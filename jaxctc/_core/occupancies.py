@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from jaxctc._core import kernels
 from jaxctc._core.emissions import Config
+from jaxctc._core.lean import select
 from jaxctc._core.problem import Problem, wildcard_share
 from jaxctc._core.recursion import label_occupancies_by_derivative
 
@@ -42,11 +43,11 @@ def solve(
     if blanks is not None and problem.wildcards is not None:
         wildcard = blanks * wildcard_share(problem, problem.wildcards)[..., None]
         is_some = problem.wildcards.in_gap[..., None, :] & (blanks > 0)
-        wildcard = jnp.where(is_some, wildcard, jnp.zeros_like(wildcard))
+        wildcard = select(is_some, wildcard, 0)
         taken += jnp.sum(wildcard, axis=-1)
     # What is left is the blanks'. Below the rounding of the sum, it is nothing.
     blank = 1 - taken
-    blank = jnp.where(blank > 8 * jnp.finfo(blank.dtype).eps, blank, jnp.zeros_like(blank))
+    is_some = blank > 8 * jnp.finfo(blank.dtype).eps
     counts = problem.is_frame & (log_total > -jnp.inf)[..., None]
-    blank = jnp.where(counts, blank, jnp.zeros_like(blank))
+    blank = select(is_some & counts, blank, 0)
     return log_total, Occupancies(blank, label, wildcard)

@@ -189,7 +189,7 @@ def occupancies_along(
 ) -> Float[Array, "*B T"]:
     """The occupancy of the label or wildcard at a place of its own in every frame.
 
-    Places are those of `Lattice.packed_index`. The occupancy of no place is 0, and 0 in padded
+    Places are those of `emissions.in_given_order`. The occupancy of no place is 0, and 0 in padded
     frames and where the total is zero.
     """
     problem = lattice.problem

@@ -18,6 +18,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxctc._core.classes import read_frames
+from jaxctc._core.lean import select
 from jaxctc._core.normalizer import at_least_float32
 
 
@@ -63,7 +64,7 @@ class Problem(NamedTuple):
 
 def label_scores(problem: Problem, first: Int[Array, ""], count: int) -> Float[Array, "*B F N"]:
     """Scores of the labels in `count` frames from the first one on; -inf for what is no label."""
-    scores = read_frames(problem.scores, first[None], problem.columns[..., None, :], count)
+    scores = read_frames(problem.scores, [first], problem.columns[..., None, :], count)
     return mask_labels(at_least_float32(scores[..., 0, :, :]), problem.is_label)
 
 
@@ -71,12 +72,12 @@ def mask_labels(
     scores: Float[Array, "*B F N"], is_label: Bool[Array, "*B N"]
 ) -> Float[Array, "*B F N"]:
     """The scores, -inf for what is no label."""
-    return jnp.where(is_label[..., None, :], scores, jnp.full_like(scores, -jnp.inf))
+    return select(is_label[..., None, :], scores, -jnp.inf)
 
 
 def wildcard_share(problem: Problem, wildcards: Wildcards) -> Float[Array, "*B T"]:
     """The part of blank ⊕ wildcard that is the wildcard's, in [0, 1]."""
     possible = wildcards.scores > -jnp.inf
-    scores = jnp.where(possible, wildcards.scores, jnp.zeros_like(wildcards.scores))
+    scores = select(possible, wildcards.scores, 0)
     share = lax.logistic(scores - (problem.blank_scores - problem.frame_max))
-    return jnp.where(possible, share, jnp.zeros_like(share))
+    return select(possible, share, 0)

@@ -3,8 +3,10 @@
 import functools
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Int, Shaped
+
+from jaxctc._core.lean import select
 
 
 def is_beyond(lengths: Int[Array, "*B"], size: int) -> Bool[Array, "*B L"]:
@@ -18,11 +20,11 @@ def is_emittable(ids: Int[Array, "*B N"], classes: int, blank: int) -> Bool[Arra
     return (ids >= 0) & (ids < classes) & (ids != blank)
 
 
-def is_repeat(packed: Int[Array, "*B N"], count: Int[Array, "*B"]) -> Bool[Array, "*B N"]:
+def is_repeat(packed: Int[Array, "*B N"], in_use: Bool[Array, "*B N"]) -> Bool[Array, "*B N"]:
     """True for a label in use that equals the one before it; labels packed to the left."""
     same = packed[..., 1:] == packed[..., :-1]
-    same = jnp.concatenate([jnp.zeros_like(packed[..., :1], bool), same], axis=-1)
-    return same & ~is_beyond(count, packed.shape[-1])
+    first = lax.full_like(in_use, False, shape=(*packed.shape[:-1], min(1, packed.shape[-1])))
+    return jnp.concatenate([first, same], axis=-1) & in_use
 
 
 def pack_left(values: Shaped[Array, "*B L"], keep: Bool[Array, "*B L"], fill: int | float = 0):
@@ -31,12 +33,18 @@ def pack_left(values: Shaped[Array, "*B L"], keep: Bool[Array, "*B L"], fill: in
     One scatter per example, to places that never collide: the same bits on every run, and no
     index over the batch that would make a sharded call gather it.
     """
-    return scatter_in_order(values, keep, jnp.cumsum(keep, axis=-1, dtype=jnp.int32) - 1, fill)
+    return scatter_in_order(values, keep, count_along(keep) - 1, fill)
+
+
+def count_along(keep: Bool[Array, "*B L"]) -> Int[Array, "*B L"]:
+    """How many are True, up to and with each place."""
+    return lax.cumsum(keep.astype(jnp.int32), axis=keep.ndim - 1)
 
 
 @functools.partial(jnp.vectorize, signature="(l),(l),(l)->(l)", excluded=(3,))
 def scatter_in_order(values, keep, places, fill):
     """`out[places[i]] = values[i]` for the kept `i`; `fill` elsewhere."""
     size = values.shape[0]
-    places = jnp.where(keep, places, jnp.asarray(size, places.dtype))
-    return jnp.full_like(values, fill).at[places].set(values, mode="drop", unique_indices=False)
+    places = select(keep, places, size)
+    empty = lax.full_like(values, fill)
+    return empty.at[places].set(values, mode="drop", wrap_negative_indices=False)

@@ -20,7 +20,7 @@ This file knows no backend: plain scans, which JAX differentiates in the semirin
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +37,9 @@ from jaxctc._core.frames import (
     frames_of,
     scan_frames,
 )
+from jaxctc._core.lean import broadcast, reverse, select
 from jaxctc._core.problem import Problem, wildcard_share
-from jaxctc._core.semirings import LOG, Number, Semiring, ratio, where
+from jaxctc._core.semirings import LOG, Number, Semiring, ratio
 
 
 class Alpha(NamedTuple):
@@ -83,7 +84,7 @@ def neighbours(label: Number, move: Transitions, semiring: Semiring) -> Number:
     def one(part: Array, zero: float | int) -> Array:
         shape = list(part.shape)
         shape[move.axis] = 1
-        edge = jnp.full(shape, zero, part.dtype)
+        edge = lax.full(shape, zero, part.dtype)
         parts = (part, edge) if move.backward else (edge, part)
         # Not by `.at[].set`, which XLA:CPU can miscompile (openxla/xla#49176).
         return jnp.concatenate(parts, axis=move.axis)
@@ -112,10 +113,10 @@ def predecessors(
     blank, skipped = (
         without_edge(part, move, first=move.backward) for part in (alpha.blank, beside)
     )
-    skipped = where(~move.can_skip, semiring.zero, skipped)
+    skipped = semiring.mask(move.can_skip, skipped)
     itself = alpha.label
     if not move.label_loop:
-        itself = jax.tree.map(jnp.full_like, itself, semiring.zero)
+        itself = jax.tree.map(lax.full_like, itself, semiring.zero)
     return (alpha.blank, beside), (itself, blank, skipped)
 
 
@@ -132,7 +133,7 @@ def apply_emission(before: Alpha, arrived: Alpha, y: Emissions, semiring: Semiri
         semiring.normalize(semiring.times(arrived.blank, y.blank)),
         semiring.normalize(semiring.times(arrived.label, y.label)),
     )
-    return jax.tree.map(lambda new, old: jnp.where(y.is_frame, new, old), emitted, before)
+    return jax.tree.map(functools.partial(select, y.is_frame), emitted, before)
 
 
 def forward_step(alpha: Alpha, y: Emissions, move: Transitions, semiring: Semiring) -> Alpha:
@@ -142,20 +143,32 @@ def forward_step(alpha: Alpha, y: Emissions, move: Transitions, semiring: Semiri
 
 def initial(problem: Problem, semiring: Semiring, *, backward: bool = False) -> Alpha:
     """Weight one in blank 0 or, backward, in the blank after the last label."""
-    count, labels = problem.label_count, problem.is_label.shape[-1]
-    start = (count if backward else jnp.zeros_like(count))[..., None]
+    return weight_one_in(start_blank(problem, backward=backward), problem, semiring)
 
-    def constant(value: float | int, width: int) -> Array:
-        # Integers are exponents. Made of the lengths, it lies on the devices that they lie on.
+
+def start_blank(problem: Problem, *, backward: bool = False) -> Bool[Array, "*B N+1"]:
+    """The blank that a path comes from: blank 0 or, backward, the one after the last label."""
+    count = problem.label_count
+    shape = (*count.shape, problem.is_label.shape[-1] + 1)
+    place = lax.broadcasted_iota(jnp.int32, shape, count.ndim)
+    return place == (count if backward else jnp.zeros_like(count))[..., None]
+
+
+def weight_one_in(
+    blank: Bool[Array, "... N+1"], problem: Problem, semiring: Semiring, axis: int = -1
+) -> Alpha:
+    """Weight one in some blanks, zero elsewhere; the labels lie along `axis`."""
+    shape = list(blank.shape)
+    shape[axis] -= 1
+
+    def constant(value: float | int, shape: Sequence[int]) -> Array:
+        # Integers are exponents. Made of `blank`, it lies on the devices that that lies on.
         dtype = jnp.int32 if isinstance(value, int) else problem.frame_max.dtype
-        return jnp.broadcast_to(jnp.full_like(start, value, dtype), (*count.shape, width))
+        return lax.full_like(blank, value, dtype, tuple(shape))
 
-    blank, label = (
-        jax.tree.map(functools.partial(constant, width=width), semiring.zero)
-        for width in (labels + 1, labels)
-    )
-    here = lax.broadcasted_iota(jnp.int32, (*count.shape, labels + 1), count.ndim) == start
-    return Alpha(where(here, semiring.one, blank), label)
+    one = jax.tree.map(lambda value: constant(value, blank.shape), semiring.one)
+    label = jax.tree.map(lambda value: constant(value, shape), semiring.zero)
+    return Alpha(semiring.mask(blank, one), label)
 
 
 # All frames.
@@ -176,15 +189,14 @@ def rows(
     move = transitions(problem, label_loop, backward=backward)
     count, labels = problem.label_count[..., None], problem.is_label.shape[-1]
 
-    def is_beyond(last: Array, states: int) -> Array:
-        return lax.broadcasted_iota(jnp.int32, (*count.shape[:-1], states), count.ndim - 1) > last
+    def is_within(last: Array, states: int) -> Array:
+        return lax.broadcasted_iota(jnp.int32, (*count.shape[:-1], states), count.ndim - 1) <= last
 
-    beyond = Alpha(is_beyond(count, labels + 1), is_beyond(count - 1, labels))
+    in_use = Alpha(is_within(count, labels + 1), is_within(count - 1, labels))
 
     def step(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Alpha]:
         alpha = forward_step(alpha, given[0], move, semiring)
-        shown = (where(out, semiring.zero, n) for out, n in zip(beyond, alpha, strict=True))
-        return alpha, Alpha(*map(record, shown))
+        return alpha, Alpha(*map(record, map(semiring.mask, in_use, alpha)))
 
     start = initial(problem, semiring, backward=backward)
     frames = frames_of(problem, semiring)
@@ -214,7 +226,7 @@ def total(
 
     def read(first: Array, size: int) -> Emissions:
         ahead, back = weighted(first, size), weighted(frames - size - first, size)
-        back = jax.tree.map(lambda part: jnp.flip(part, 0), back)
+        back = jax.tree.map(lambda part: reverse(part, 0), back)
         # The middle frame of an odd number counts for alpha alone.
         is_frame = back.is_frame & jnp.expand_dims(
             back.frame >= -(-frames // 2), range(1, back.is_frame.ndim)
@@ -233,7 +245,7 @@ def total(
     pairs = Frames(read, frames_of(problem, semiring).at_once)
     met, _ = scan_frames(step, jax.tree.map(_beside, *ends), pairs, -(-frames // 2))
     arrived = transition(jax.tree.map(lambda part: part[0], met), forward, semiring)
-    beta = jax.tree.map(lambda part: jnp.flip(part[1], -1), met)
+    beta = jax.tree.map(lambda part: reverse(part[1], -1), met)
     return sum_of_products(arrived, beta, semiring)
 
 
@@ -246,7 +258,7 @@ def sum_of_products(arrived: Alpha, beta: Alpha, semiring: Semiring) -> Number:
 def occupancies(
     problem: Problem,
     semiring: Semiring,
-    select: Callable[[Alpha, Int[Array, ""]], tuple[Number, ...]],
+    pick: Callable[[Alpha, Int[Array, ""]], tuple[Number, ...]],
     *,
     label_loop: bool,
     bytes_per_frame: int,
@@ -254,7 +266,7 @@ def occupancies(
     """The total, and the occupancies of selected states: arrived_t(s) · beta_t(s) / total.
 
     `arrived_t` is alpha_t without y_t, so nothing is divided by an emission that may be 0.
-    `select(alpha, frame)` picks out what is wanted of alpha and beta alike, with the batch in
+    `pick(alpha, frame)` picks out what is wanted of alpha and beta alike, with the batch in
     front; it takes `bytes_per_frame` to keep that.
 
     Returns:
@@ -265,7 +277,7 @@ def occupancies(
     def ahead(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Any]:
         y, _ = given
         arrived = transition(alpha, forward, semiring)
-        return apply_emission(alpha, arrived, y, semiring), select(arrived, y.frame)
+        return apply_emission(alpha, arrived, y, semiring), pick(arrived, y.frame)
 
     def back(carry: Any, given: tuple[Emissions, Any]) -> tuple[Any, Any]:
         beta, total = carry
@@ -275,9 +287,9 @@ def occupancies(
 
         def occupancy(arrived: Number, beta: Number) -> Array:
             found = semiring.occupancy(arrived, beta, total)
-            return jnp.where(counts, found, jnp.zeros_like(found))
+            return select(counts, found, 0)
 
-        return (beta, total), tuple(map(occupancy, arrived, select(beta, y.frame)))
+        return (beta, total), tuple(map(occupancy, arrived, pick(beta, y.frame)))
 
     def start_backward(alpha: Alpha) -> tuple[Alpha, Number]:
         beta = initial(problem, semiring, backward=True)
@@ -303,14 +315,14 @@ def label_occupancies(
     """The total, the occupancies of labels and, with wildcards, of each blank."""
     has_wildcards = problem.wildcards is not None
 
-    def select(alpha: Alpha, frame: Array) -> tuple[Number, ...]:
+    def pick(alpha: Alpha, frame: Array) -> tuple[Number, ...]:
         del frame
         return (alpha.label, alpha.blank) if has_wildcards else (alpha.label,)
 
     weight, found = occupancies(
         problem,
         semiring,
-        select,
+        pick,
         label_loop=label_loop,
         bytes_per_frame=8 * problem.can_skip.size * (1 + has_wildcards),
     )
@@ -350,7 +362,8 @@ def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[
     numbers is not.
     """
     move = transitions(problem, label_loop)
-    numbers = LOG._replace(zero=0.0)  # entropies beside what does not exist are 0
+    # Entropies of what does not exist: finite, because they are multiplied by its part, which is 0.
+    numbers = LOG._replace(zero=0.0, mask=lambda condition, number: number)
 
     def transition_of_both(alpha: Alpha, entropies: Alpha) -> tuple[Alpha, Alpha]:
         ways = predecessors(alpha, neighbours(alpha.label, move, semiring), move, semiring)
@@ -370,9 +383,9 @@ def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[
         arrived, found = transition_of_both(alpha, entropies)
         if problem.wildcards is not None and wildcard is not None:
             either = _entr(wildcard) + _entr(1 - wildcard)
-            either = jnp.where(problem.wildcards.in_gap, either, jnp.zeros_like(found.blank))
+            either = select(problem.wildcards.in_gap, broadcast(either, found.blank.shape), 0)
             found = found._replace(blank=found.blank + either)
-        entropies = jax.tree.map(lambda new, old: jnp.where(y.is_frame, new, old), found, entropies)
+        entropies = jax.tree.map(functools.partial(select, y.is_frame), found, entropies)
         return (apply_emission(alpha, arrived, y, semiring), entropies), None
 
     wildcard = None
@@ -386,8 +399,7 @@ def entropy(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[
     )
     arrived, found = transition_of_both(alpha, entropies)
     impossible = semiring.decode(take(arrived.blank, problem.label_count)) == -jnp.inf
-    found = take(found.blank, problem.label_count)
-    return jnp.where(impossible, jnp.zeros_like(found), found)
+    return select(~impossible, take(found.blank, problem.label_count), 0)
 
 
 def take(number: Number, index: Int[Array, "*B"]) -> Number:
@@ -399,14 +411,10 @@ def take(number: Number, index: Int[Array, "*B"]) -> Number:
 
 def _beside(part: Array, reversed_part: Array, axis: int = 0) -> Array:
     """An array beside one of the mirror image, whose labels are reversed."""
-    return jnp.stack([part, jnp.flip(reversed_part, -1)], axis=axis)
+    return jnp.stack([part, reverse(reversed_part, -1)], axis=axis)
 
 
 def _entr(part: Array) -> Array:
     """-p log p, 0 for 0; unlike `jax.scipy.special.entr` with slope 0 there."""
     is_any = part > 0
-    return jnp.where(
-        is_any,
-        -part * jnp.log(jnp.where(is_any, part, jnp.ones_like(part))),
-        jnp.zeros_like(part),
-    )
+    return select(is_any, -part * jnp.log(select(is_any, part, 1)), 0)

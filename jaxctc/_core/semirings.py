@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from jaxctc._core.lean import select
+
 Number = Any
 """A pytree of arrays of one shape; which, the semiring knows."""
 
@@ -58,21 +60,14 @@ class Semiring(NamedTuple):
     """`a · b / total` as an ordinary float; anything finite where `total` is zero."""
     divide: Callable[[Number, Number], Number]
     """The first number by the second, which is not zero; zero where the first is."""
+    mask: Callable[[Array, Number], Number]
+    """The number where a condition holds, zero elsewhere."""
 
 
 def ratio(part: Number, total: Number, semiring: Semiring) -> Array:
     """`part / total` as an ordinary float; anything finite where `total` is zero."""
-    one = jax.tree.map(jnp.full_like, total, semiring.one)
+    one = jax.tree.map(lax.full_like, total, semiring.one)
     return semiring.occupancy(part, one, total)
-
-
-def where(condition: Array, constant: Number, number: Number) -> Number:
-    """A constant of the semiring where the condition holds, the number elsewhere."""
-    return jax.tree.map(
-        lambda part, value: jnp.where(condition, jnp.asarray(value, part.dtype), part),
-        number,
-        constant,
-    )
 
 
 def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
@@ -80,11 +75,10 @@ def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
     # selects keep -inf from meeting -inf, and log from meeting 0, in the value and in its
     # derivative: a select after the fact would hide the NaN in the first only.
     largest = lax.stop_gradient(largest)
-    shift = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+    shift = select(largest != -jnp.inf, largest, 0)
     total = sum_over(shift)
-    impossible = total == 0
-    log_total = jnp.log(jnp.where(impossible, jnp.ones_like(total), total))
-    return jnp.where(impossible, jnp.full_like(total, -jnp.inf), shift + log_total)
+    possible = total != 0
+    return select(possible, shift + jnp.log(select(possible, total, 1)), -jnp.inf)
 
 
 def _log_plus(*terms: Array) -> Array:
@@ -102,7 +96,7 @@ def _log_sum(terms: Array) -> Array:
 def _max_plus(*terms: Array) -> Array:
     # A NaN on the left fails the comparison and stays; one on the right is asked for.
     def larger(left, right):
-        return jnp.where((right > left) | jnp.isnan(right), right, left)
+        return select((right > left) | (right != right), right, left)
 
     return functools.reduce(larger, terms)
 
@@ -117,12 +111,15 @@ def _identity(number: Array) -> Array:
 
 
 def _log_occupancy(a: Array, b: Array, total: Array) -> Array:
-    total = jnp.where(total == -jnp.inf, jnp.zeros_like(total), total)
-    return jnp.exp(a + b - total)
+    return jnp.exp(a + b - select(total != -jnp.inf, total, 0))
+
+
+def _log_mask(condition: Array, number: Array) -> Array:
+    return select(condition, number, -jnp.inf)
 
 
 def _log_divide(a: Array, b: Array) -> Array:
-    return jnp.where(a == -jnp.inf, a, a - b)
+    return select(a == -jnp.inf, a, a - b)
 
 
 LOG = Semiring(
@@ -136,6 +133,7 @@ LOG = Semiring(
     normalize=_identity,
     occupancy=_log_occupancy,
     divide=_log_divide,
+    mask=_log_mask,
 )
 """Sums over paths: log-probabilities."""
 
@@ -191,10 +189,8 @@ _STEP = 1024
 
 def _power_of_two(exponent: Array, nothing: Array | int = -_BIAS) -> Array:
     """2^(exponent - nothing - 127) as a float32, for results up to 2^127; 0 up to `nothing`."""
-    biased = exponent - nothing
-    return lax.bitcast_convert_type(
-        jnp.maximum(biased, jnp.zeros_like(biased)) << _MANTISSA_BITS, jnp.float32
-    )
+    biased = jnp.maximum(exponent - nothing, 0)
+    return lax.bitcast_convert_type(biased << _MANTISSA_BITS, jnp.float32)
 
 
 def _wide_encode(score: Array, scale: Array) -> Wide:
@@ -204,27 +200,32 @@ def _wide_encode(score: Array, scale: Array) -> Wide:
     shadow = gap - score
     rest = (score - (gap - shadow)) - (scale + shadow)
     possible = gap * _LOG2_E > ZERO
-    gap = jnp.where(possible, gap, jnp.zeros_like(gap))
-    rest = jnp.where(possible, rest, jnp.zeros_like(rest))
+    zero = lax.full_like(gap, 0)
+    gap, rest = select(possible, gap, zero), select(possible, rest, zero)
     # gap = coarse · 1024 log 2 + near + far, where near is exact; coarse = far = 0 above -355.
-    coarse = jnp.round(gap * (1 / (_STEP * _LN2_HI)))
+    coarse = _round(gap * (1 / (_STEP * _LN2_HI)))
     near, far = gap - coarse * (_STEP * _LN2_HI), coarse * (-_STEP * _LN2_LO)
-    fine = jnp.round((near + far) * _LOG2_E)
+    fine = _round((near + far) * _LOG2_E)
     mantissa = _small_exp((near - fine * _LN2_HI) + ((far - fine * _LN2_LO) + rest))
     exponent = coarse.astype(jnp.int32) * _STEP + fine.astype(jnp.int32)
-    return Wide(mantissa, jnp.where(possible, exponent, jnp.full_like(exponent, ZERO)))
+    return _wide_mask(possible, Wide(mantissa, exponent))
+
+
+def _round(x: Array) -> Array:
+    return lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
 def _small_exp(x: Array) -> Array:
     """exp for |x| ≤ log(2) / 2, by its series; the next term is below 2^-27."""
-    terms = (1 / math.factorial(power) for power in range(7, -1, -1))
-    return functools.reduce(lambda value, term: value * x + term, terms, jnp.zeros_like(x))
+    terms = (1 / math.factorial(power) for power in range(5, -1, -1))
+    start = x * (1 / math.factorial(7)) + 1 / math.factorial(6)
+    return functools.reduce(lambda value, term: value * x + term, terms, start)
 
 
 def _wide_decode(number: Wide) -> Array:
     exponent = number.exponent.astype(jnp.float32)
     value = exponent * _LN2_HI + (exponent * _LN2_LO + jnp.log(number.mantissa))
-    return jnp.where(number.exponent > SMALLEST, value, jnp.full_like(value, -jnp.inf))
+    return select(number.exponent > SMALLEST, value, -jnp.inf)
 
 
 def _wide_times(a: Wide, b: Wide) -> Wide:
@@ -263,8 +264,11 @@ def _wide_occupancy(a: Wide, b: Wide, total: Wide) -> Array:
 
 def _wide_divide(a: Wide, b: Wide) -> Wide:
     exponent = a.exponent - b.exponent
-    zero = jnp.full_like(exponent, ZERO)
-    return Wide(a.mantissa / b.mantissa, jnp.where(a.exponent > SMALLEST, exponent, zero))
+    return Wide(a.mantissa / b.mantissa, select(a.exponent > SMALLEST, exponent, ZERO))
+
+
+def _wide_mask(condition: Array, number: Wide) -> Wide:
+    return Wide(number.mantissa, select(condition, number.exponent, ZERO))
 
 
 WIDE = Semiring(
@@ -278,5 +282,6 @@ WIDE = Semiring(
     normalize=_wide_normalize,
     occupancy=_wide_occupancy,
     divide=_wide_divide,
+    mask=_wide_mask,
 )
 """Sums over paths, exact to float32 at any magnitude; not differentiable."""

@@ -8,20 +8,28 @@ mesh (`axis`, None for classes in one place), the functions below are all that i
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
+
+from jaxctc._core.lean import select
 
 
 def varying_like(values: Any, *others: Array) -> Any:
     """The same arrays, varying, as `jax.shard_map` sees it, over all axes that others vary over.
 
-    What a scan carries has to do so from the start. A select between equals, which XLA removes.
+    What a scan carries has to do so from the start.
     """
-    never = jnp.zeros((), bool)
-    for other in others:
-        never |= jnp.zeros_like(other, bool, shape=())
-    return jax.tree.map(lambda value: jnp.where(never, value, value), values)
+    axes = frozenset().union(*map(_varying_axes, others))
+
+    def one(value: Array) -> Array:
+        missing = sorted(axes - _varying_axes(value), key=str)
+        return lax.pcast(value, tuple(missing), to="varying") if missing else value
+
+    return jax.tree.map(one, values)
+
+
+def _varying_axes(value: Array) -> frozenset[Any]:
+    return jax.typeof(value).manual_axis_type.varying
 
 
 def number_of_classes(logits: Float[Array, "*B T K"], axis: str | None) -> int:
@@ -44,4 +52,4 @@ def local_ids(ids: Int[Array, "..."], classes: int, axis: str | None) -> Int[Arr
     if axis is None:
         return ids
     here = ids - lax.axis_index(axis) * classes
-    return jnp.where((here >= 0) & (here < classes), here, jnp.full_like(here, classes))
+    return select((here >= 0) & (here < classes), here, classes)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from jaxctc._core.lean import reverse
 from jaxctc._core.semirings import MAX_UNNORMALIZED_STEPS
 
 VECTOR = 8
@@ -95,23 +96,29 @@ def _starts(plan: ChunkPlan, table: Array, index: Int[Array, ""]) -> tuple[Array
 def write_rows(plan: ChunkPlan, table: Array, early: Array, later: Array, index: Array) -> Array:
     axis = table.ndim + plan.layout.frames
     for part, start in zip((early, later), _starts(plan, table, index), strict=True):
-        table = lax.dynamic_update_slice_in_dim(table, part, start, axis)
+        table = lax.dynamic_update_slice_in_dim(
+            table, part, start, axis, allow_negative_indices=False
+        )
     return table
 
 
-def write_chunk(plan: ChunkPlan, table: Array, parts: Array, index: Array) -> Array:
-    """Writes `[2, B, chunk_size, M]`; of the image the last frame comes first."""
-    later = jnp.flip(parts[1], plan.layout.frames)
+def write_chunk(
+    plan: ChunkPlan, table: Array, parts: Array, index: Array, *, has_labels: bool
+) -> Array:
+    """Writes `[2, B, chunk_size, M]`; the image's last frame (and label) comes first."""
+    layout = plan.layout
+    axes = (layout.frames, layout.labels) if has_labels else (layout.frames,)
+    later = reverse(parts[1], *axes)
     return write_rows(plan, table, parts[0], later, index)
 
 
 def read_chunk(plan: ChunkPlan, table: Array, index: Array) -> Float[Array, "2 B chunk_size M"]:
     axis = table.ndim + plan.layout.frames
     early, later = (
-        lax.dynamic_slice_in_dim(table, start, plan.chunk_size, axis)
+        lax.dynamic_slice_in_dim(table, start, plan.chunk_size, axis, allow_negative_indices=False)
         for start in _starts(plan, table, index)
     )
-    return jnp.stack([early, jnp.flip(later, plan.layout.frames)])
+    return jnp.stack([early, reverse(later, plan.layout.frames)])
 
 
 def frames_in_order(plan: ChunkPlan, table: Array) -> Float[Array, "B T M"]:

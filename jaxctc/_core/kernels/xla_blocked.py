@@ -19,7 +19,8 @@ Processors compute in vectors along the minor-most axis: that of the labels or, 
 with few labels, that of the examples (`Layout`).
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +38,19 @@ from jaxctc._core.kernels.chunk_tables import (
     write_chunk,
     write_rows,
 )
+from jaxctc._core.lean import put_one, reverse, select, take_one
 from jaxctc._core.normalizer import at_least_float32
 from jaxctc._core.problem import Problem, Wildcards, mask_labels
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
-    initial,
     neighbours,
     predecessors,
+    start_blank,
     sum_of_products,
     transition,
     transitions,
+    weight_one_in,
     without_edge,
 )
 from jaxctc._core.semirings import WIDE, Number
@@ -106,8 +109,6 @@ class _Pair(NamedTuple):
     """Those of `problem`, with `in_gap` as `[2, B, N+1]`."""
     forward: Transitions
     """As `[2, …]`, laid out: towards the middle, in the first half."""
-    backward: Transitions
-    """Away from it, in the second half."""
     start: Alpha
     plan: ChunkPlan
 
@@ -121,14 +122,9 @@ class _Pair(NamedTuple):
             transitions(problem, label_loop, backward=way) for way in (False, True)
         )
 
-        def laid_out(part: Array) -> Array:
-            return layout.to_layout(part, 1)
-
-        def both(move: Transitions, there: Transitions, back: Transitions) -> Transitions:
-            can_skip = laid_out(_stack_reversed(there.can_skip, back.can_skip))
-            return move._replace(can_skip=can_skip, axis=layout.labels)
-
-        ends = (initial(problem, WIDE, backward=way) for way in (False, True))
+        can_skip = _stack_reversed(forward.can_skip, backward.can_skip)
+        starts = _stack_reversed(*(start_blank(problem, backward=way) for way in (False, True)))
+        starts = layout.to_layout(starts, 1)
         wildcards = problem.wildcards
         if wildcards is not None:
             in_gap = _stack_reversed(wildcards.in_gap, wildcards.in_gap)
@@ -138,15 +134,20 @@ class _Pair(NamedTuple):
             columns=_stack_reversed(problem.columns, problem.columns),
             is_label=_stack_reversed(problem.is_label, problem.is_label),
             wildcards=wildcards,
-            forward=both(forward, forward, backward),
-            backward=both(backward, backward, forward),
-            start=jax.tree.map(lambda *parts: laid_out(_stack_reversed(*parts)), *ends),
+            forward=forward._replace(can_skip=layout.to_layout(can_skip, 1), axis=layout.labels),
+            start=weight_one_in(starts, problem, WIDE, layout.labels),
             plan=ChunkPlan.of(problem.is_frame.shape[-1], layout),
         )
 
+    @property
+    def backward(self) -> Transitions:
+        """Away from the middle, in the second half: each pass in the frames of the other."""
+        can_skip = _swap_halves(self.forward.can_skip, self.plan.layout)
+        return self.forward._replace(can_skip=can_skip, backward=True)
+
 
 def _stack_reversed(part: Array, mirrored: Array) -> Array:
-    return jnp.stack([part, jnp.flip(mirrored, -1)])
+    return jnp.stack([part, reverse(mirrored, -1)])
 
 
 def _fill_up_vectors(problem: Problem) -> Problem:
@@ -159,7 +160,8 @@ def _fill_up_vectors(problem: Problem) -> Problem:
     more = max(2 * VECTOR, -(-labels // VECTOR) * VECTOR) - labels
 
     def filled(part: Array) -> Array:
-        return jnp.concatenate([part, jnp.zeros_like(part, shape=(*part.shape[:-1], more))], -1)
+        nothing = lax.full_like(part, 0, shape=())
+        return lax.pad(part, nothing, [(0, 0, 0)] * (part.ndim - 1) + [(0, more, 0)])
 
     wildcards = problem.wildcards
     if wildcards is not None:
@@ -173,9 +175,8 @@ def _fill_up_vectors(problem: Problem) -> Problem:
 
 
 def _allocate(pair: _Pair, width: int, *, num_chunks: int) -> Float[Array, "B R width"]:
-    zero = jnp.zeros_like(pair.problem.frame_max[..., :1, None])
-    rows = 2 * num_chunks * pair.plan.chunk_size
-    table = jnp.broadcast_to(zero, (zero.shape[0], rows, width))
+    frame_max, rows = pair.problem.frame_max, 2 * num_chunks * pair.plan.chunk_size
+    table = lax.full_like(frame_max, 0, shape=(frame_max.shape[0], rows, width))
     return pair.plan.layout.to_layout(table, 2)
 
 
@@ -199,7 +200,7 @@ def _gather_label_scores(pair: _Pair, table: Array, index: Array) -> tuple[Array
     """
     plan = pair.plan
     early = index * plan.chunk_size
-    first = jnp.stack([early, plan.frames - plan.chunk_size - early])
+    first = [early, plan.frames - plan.chunk_size - early]
     columns = jnp.moveaxis(pair.columns, 0, -2)
     scores = jnp.moveaxis(read_frames(pair.problem.scores, first, columns, plan.chunk_size), -3, 0)
     # XLA:CPU would not vectorise what it computes along with a gather.
@@ -213,10 +214,11 @@ def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N
     problem, plan = pair.problem, pair.plan
     early = index * plan.chunk_size + plan.offsets
     frames = jnp.stack([early, plan.frames - 1 - early])
-    is_nearer = jnp.stack([2 * early < plan.frames, 2 * early < plan.frames - 1])
+    twice = 2 * early
+    is_nearer = jnp.stack([twice < plan.frames, twice < plan.frames - 1])
 
     def at(rows: Shaped[Array, "B T"]) -> Array:
-        found = rows.T.at[frames].get(mode="promise_in_bounds")
+        found = rows.T.at[frames].get(mode="promise_in_bounds", wrap_negative_indices=False)
         return plan.layout.to_layout(jnp.moveaxis(found, 2, 1)[..., None], 2)
 
     frame_max = at(problem.frame_max)
@@ -235,7 +237,7 @@ def _frame_of(chunk: _Chunk, offset: Int[Array, ""], layout: Layout) -> _Chunk:
     """Indexed here and not by the scan, whose slices would be copies."""
 
     def at(part: Array) -> Array:
-        return lax.dynamic_index_in_dim(part, offset, part.ndim + layout.frames, keepdims=False)
+        return take_one(part, offset, layout.frames)
 
     return jax.tree.map(at, chunk)
 
@@ -288,6 +290,8 @@ def _run_second_half(
     Tables of the occupancies of labels (by column, if it is told how many there are) and of gaps.
     """
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
+    total = jax.tree.map(lambda part: plan.layout.to_layout(part[None, :, None, None], 2), total)
+    possible = WIDE.decode(total) > -jnp.inf
 
     def chunk(carry, given):
         alpha, alphas, betas, table, label, gap = carry
@@ -299,15 +303,14 @@ def _run_second_half(
         y = _emissions(pair, index, scores)
         _, alphas = _scan_chunk(pair, checkpoint, y, alphas)
         alpha, betas = _scan_chunk(pair, alpha, y, betas, back=True)
-        of_label = _occupancy(pair, alphas.label, betas.label, y.label, y, total)
-        if columns is None:
-            of_label = _unreverse(of_label, plan.layout)
-        else:
+        counts = y.is_frame & possible
+        of_label = _occupancy(alphas.label, betas.label, y.label, total, counts, plan.layout)
+        if columns is not None:
             of_label = sum_by_class(of_label, pair.columns, columns)
-        label = write_chunk(plan, label, of_label, index)
+        label = write_chunk(plan, label, of_label, index, has_labels=columns is None)
         if gap is not None:
-            of_gap = _occupancy(pair, alphas.blank, betas.blank, y.blank, y, total)
-            gap = write_chunk(plan, gap, _unreverse(of_gap, plan.layout), index)
+            of_gap = _occupancy(alphas.blank, betas.blank, y.blank, total, counts, plan.layout)
+            gap = write_chunk(plan, gap, of_gap, index, has_labels=True)
         return (_normalize(alpha), alphas, betas, table, label, gap), None
 
     if columns is None:
@@ -335,8 +338,7 @@ def _history_buffer(pair: _Pair, alpha: Alpha, slots: int) -> _History:
     It is a carry and not a scan output, because XLA fills outputs with zeros before every scan.
     """
     return jax.tree.map(
-        lambda part: jnp.broadcast_to(jnp.zeros_like(part), (slots, *part.shape)),
-        _recorded(pair, alpha),
+        lambda part: lax.full_like(part, 0, shape=(slots, *part.shape)), _recorded(pair, alpha)
     )
 
 
@@ -354,20 +356,15 @@ def _scan_chunk(
 
     def slot(boundary):
         in_turn = slots <= plan.chunk_size
-        return lax.rem(boundary, jnp.full_like(boundary, slots)) if in_turn else boundary
+        return lax.rem(boundary, lax.full_like(boundary, slots)) if in_turn else boundary
 
     def record(alpha, history, boundary):
-        return jax.tree.map(
-            lambda many, one: lax.dynamic_update_index_in_dim(many, one, slot(boundary), 0),
-            history,
-            _recorded(pair, alpha),
-        )
+        place, now = slot(boundary), _recorded(pair, alpha)
+        return jax.tree.map(lambda many, one: put_one(many, one, place, 0), history, now)
 
     def labels(history, boundary):
-        return jax.tree.map(
-            lambda many: lax.dynamic_index_in_dim(many, slot(boundary), 0, keepdims=False),
-            history.label,
-        )
+        place = slot(boundary)
+        return jax.tree.map(lambda many: take_one(many, place, 0), history.label)
 
     def step(carry, offset):
         blank, history = carry
@@ -376,7 +373,7 @@ def _scan_chunk(
         alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move)
         return lax.optimization_barrier((alpha.blank, record(alpha, history, after))), None
 
-    ends = jnp.zeros_like(plan.offsets[0]), jnp.full_like(plan.offsets[0], plan.chunk_size)
+    ends = [jnp.asarray(end, jnp.int32) for end in (0, plan.chunk_size)]
     first, last = reversed(ends) if back else ends
     carry = alpha.blank, record(alpha, history, first)
     (blank, history), _ = lax.scan(step, carry, plan.offsets, reverse=back)
@@ -393,7 +390,7 @@ def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions) -> Alpha:
     alpha = Alpha(alpha.blank, without_edge(beside, move, first=not move.backward))
     blank, label = predecessors(alpha, beside, move, WIDE)
     emitted = Alpha(WIDE.times(WIDE.plus(*blank), y.blank), WIDE.times(WIDE.plus(*label), y.label))
-    return jax.tree.map(lambda new, old: jnp.where(y.is_frame, new, old), emitted, alpha)
+    return jax.tree.map(functools.partial(select, y.is_frame), emitted, alpha)
 
 
 def _made_once_on_cpu(number: Number) -> Number:
@@ -411,34 +408,30 @@ def _normalize(alpha: Alpha) -> Alpha:
     return lax.optimization_barrier(Alpha(*map(WIDE.normalize, alpha)))
 
 
-def _swap_halves(alpha: Alpha, layout: Layout) -> Alpha:
-    """Each half gets the states of the other, in its own order of labels."""
-    return jax.tree.map(lambda part: jnp.flip(jnp.flip(part, 0), layout.labels), alpha)
+def _swap_halves(alpha: Any, layout: Layout) -> Any:
+    """Each half gets what the other has, in its own order of labels."""
+    return jax.tree.map(lambda part: reverse(part, 0, layout.labels), alpha)
 
 
 def _total_at_middle(met: Alpha, pair: _Pair) -> Number:
     layout = pair.plan.layout
     sides = transition(met, pair.forward, WIDE), _swap_halves(met, layout)
-    arrived, beta = jax.tree.map(lambda part: layout.from_layout(part[0], 1), sides)
-    return sum_of_products(arrived, beta, WIDE)
+    arrived, beta = jax.tree.map(lambda part: layout.from_layout(part, 1), sides)
+    both = sum_of_products(arrived, beta, WIDE)  # the image has the same total
+    return jax.tree.map(lambda part: part[0], both)
 
 
 def _occupancy(
-    pair: _Pair, alphas: Number, betas: Number, emission: Number, y: _Chunk, total: Number
+    alphas: Number, betas: Number, emission: Number, total: Number, counts: Array, layout: Layout
 ) -> Float[Array, "2 B chunk_size N"]:
-    """alpha_t(s) · beta_t(s) / (y_t(s) · total); both passes have y_t, so one is divided by it."""
-    layout = pair.plan.layout
-    total = jax.tree.map(lambda part: layout.to_layout(part[None, :, None, None], 2), total)
+    """alpha_t(s) · beta_t(s) / (y_t(s) · total); both passes have y_t, so one is divided by it.
+
+    `[2, B, chunk_size, N]` laid out, of histories; 0 where it does not count.
+    """
 
     def rows(number: Number, part: slice) -> Number:
         return jax.tree.map(lambda many: jnp.moveaxis(many[part], 0, layout.frames), number)
 
     alpha, beta = rows(alphas, slice(1, None)), rows(betas, slice(None, -1))
     found = WIDE.occupancy(alpha, WIDE.divide(beta, emission), total)
-    counts = y.is_frame & (WIDE.decode(total) > -jnp.inf)
-    return jnp.where(counts, found, jnp.zeros_like(found))
-
-
-def _unreverse(parts: Float[Array, "2 B F N"], layout: Layout) -> Float[Array, "2 B F N"]:
-    """Labels of both in the order of the graph."""
-    return jnp.stack([parts[0], jnp.flip(parts[1], layout.labels)])
+    return select(counts, found, 0)
