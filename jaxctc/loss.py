@@ -221,5 +221,7 @@ def without_infinity(
     loss: Float[Array, "*B"], epsilon: Float[Array, ""], zero_infinity: bool
 ) -> Float[Array, "*B"]:
     """What an infeasible pair costs instead, if the options say so."""
-    instead = jnp.zeros_like(epsilon) if zero_infinity else -epsilon
-    return select(loss != jnp.inf, loss, jnp.broadcast_to(instead.astype(loss.dtype), loss.shape))
+    if zero_infinity:
+        return select(loss != jnp.inf, loss, 0)
+    instead = jnp.broadcast_to(-epsilon.astype(loss.dtype), loss.shape)
+    return select(loss != jnp.inf, loss, instead)

@@ -184,12 +184,16 @@ def _allocate(pair: _Pair, width: int, *, num_chunks: int) -> Float[Array, "B R 
 
 
 class _Chunk(NamedTuple):
-    """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`."""
+    """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`, or what one does."""
 
     blank: Number
-    """[…, 1], the same for all blanks; […, N+1] where wildcards stand beside some."""
+    """[…, 1], the same for all blanks; […, N+1] where wildcards stand beside some. A mantissa below
+    0 marks a padded frame: an array less to read in every frame, which costs a TPU as much as an
+    addition of all states."""
     label: Number
-    is_frame: Bool[Array, "2 B chunk_size 1"]
+
+    def is_frame(self, layout: Layout) -> Bool[Array, "2 B chunk_size 1"]:
+        return lax.slice_in_dim(self.blank.mantissa, 0, 1, axis=layout.labels) > 0
 
 
 def _gather_label_scores(pair: _Pair, table: Array, index: Array) -> tuple[Array, Array]:
@@ -229,8 +233,9 @@ def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N
         either = WIDE.plus(blank, wildcard)
         in_gap = plan.layout.to_layout(pair.wildcards.in_gap[..., None, :], 2)
         blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
-    counts = plan.layout.to_layout(is_nearer[:, None, :, None], 2)
-    return lax.optimization_barrier(_Chunk(blank, label, at(problem.is_frame) & counts))
+    counts = at(problem.is_frame) & plan.layout.to_layout(is_nearer[:, None, :, None], 2)
+    blank = blank._replace(mantissa=select(counts, blank.mantissa, -1))
+    return lax.optimization_barrier(_Chunk(blank, label))
 
 
 def _frame_of(chunk: _Chunk, offset: Int[Array, ""], layout: Layout) -> _Chunk:
@@ -256,7 +261,7 @@ class _FirstHalf(NamedTuple):
 
 
 class _History(NamedTuple):
-    """`history[t]` holds the states before frame t of a chunk; two slots are a double buffer."""
+    """`history[t]` holds the states before frame t of a chunk, the last one those after it."""
 
     blank: Number | None
     """Only where wildcards need it."""
@@ -270,15 +275,14 @@ def _run_first_half(
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
 
     def chunk(carry, index):
-        alpha, history, table = carry
+        alpha, table = carry
         table, scores = _gather_label_scores(pair, table, index)
         y = _emissions(pair, index, scores)
-        after, history = _scan_chunk(pair, alpha, y, history)
-        return (_normalize(after), history, table), alpha if keeps_checkpoints else None
+        after = _scan_chunk(pair, alpha, y)
+        return (_normalize(after), table), alpha if keeps_checkpoints else None
 
     table = _allocate(pair, labels, num_chunks=plan.num_chunks if keeps_scores else 1)
-    carry = pair.start, _history_buffer(pair, pair.start, 2), table
-    (alpha, _, table), checkpoints = lax.scan(chunk, carry, plan.chunks)
+    (alpha, table), checkpoints = lax.scan(chunk, (pair.start, table), plan.chunks)
     return _FirstHalf(alpha, table, checkpoints)
 
 
@@ -301,9 +305,9 @@ def _run_second_half(
         else:
             table, scores = _gather_label_scores(pair, table, index)
         y = _emissions(pair, index, scores)
-        _, alphas = _scan_chunk(pair, checkpoint, y, alphas)
-        alpha, betas = _scan_chunk(pair, alpha, y, betas, back=True)
-        counts = y.is_frame & possible
+        _, alphas = _record_chunk(pair, checkpoint, y, alphas)
+        alpha, betas = _record_chunk(pair, alpha, y, betas, back=True)
+        counts = y.is_frame(plan.layout) & possible
         of_label = _occupancy(alphas.label, betas.label, y.label, total, counts, plan.layout)
         if columns is not None:
             of_label = sum_by_class(of_label, pair.columns, columns)
@@ -320,7 +324,11 @@ def _run_second_half(
     gap = None
     if pair.wildcards is not None:
         gap = _allocate(pair, labels + 1, num_chunks=plan.num_chunks)
-    history = _history_buffer(pair, half.alpha, plan.chunk_size + 1)
+    # A carry and not a scan output: XLA fills outputs with zeros before every scan.
+    history = jax.tree.map(
+        lambda part: lax.full_like(part, 0, shape=(plan.chunk_size + 1, *part.shape)),
+        _recorded(pair, half.alpha),
+    )
     carry = _swap_halves(half.alpha, plan.layout), history, history, table, label, gap
     given = plan.chunks, half.checkpoints
     (*_, label, gap), _ = lax.scan(chunk, carry, given, reverse=True)
@@ -332,17 +340,23 @@ def _recorded(pair: _Pair, alpha: Alpha) -> _History:
     return _History(None if pair.wildcards is None else alpha.blank, alpha.label)
 
 
-def _history_buffer(pair: _Pair, alpha: Alpha, slots: int) -> _History:
-    """Room for the states of so many frames.
+def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
+    """Scans the frames of a chunk, towards the middle.
 
-    It is a carry and not a scan output, because XLA fills outputs with zeros before every scan.
+    The frames are counted here: a TPU reads what a scan hands out from an array, for as much as it
+    adds all states.
     """
-    return jax.tree.map(
-        lambda part: lax.full_like(part, 0, shape=(slots, *part.shape)), _recorded(pair, alpha)
-    )
+
+    def step(carry, _):
+        offset, alpha = carry
+        frame = _frame_of(y, offset, pair.plan.layout)
+        return (offset + 1, _forward_step(alpha, frame, pair.forward, pair.plan.layout)), None
+
+    start = jnp.asarray(0, jnp.int32), alpha
+    return lax.scan(step, start, None, length=pair.plan.chunk_size)[0][1]
 
 
-def _scan_chunk(
+def _record_chunk(
     pair: _Pair, alpha: Alpha, y: _Chunk, history: _History, *, back: bool = False
 ) -> tuple[Alpha, _History]:
     """Scans the frames of a chunk, forward or backward, and records the states between them.
@@ -352,25 +366,19 @@ def _scan_chunk(
     """
     plan = pair.plan
     move = pair.backward if back else pair.forward
-    slots = jax.tree.leaves(history)[0].shape[0]
-
-    def slot(boundary):
-        in_turn = slots <= plan.chunk_size
-        return lax.rem(boundary, lax.full_like(boundary, slots)) if in_turn else boundary
 
     def record(alpha, history, boundary):
-        place, now = slot(boundary), _recorded(pair, alpha)
-        return jax.tree.map(lambda many, one: put_one(many, one, place, 0), history, now)
+        now = _recorded(pair, alpha)
+        return jax.tree.map(lambda many, one: put_one(many, one, boundary, 0), history, now)
 
     def labels(history, boundary):
-        place = slot(boundary)
-        return jax.tree.map(lambda many: take_one(many, place, 0), history.label)
+        return jax.tree.map(lambda many: take_one(many, boundary, 0), history.label)
 
     def step(carry, offset):
         blank, history = carry
         before, after = (offset + 1, offset) if back else (offset, offset + 1)
         frame = _frame_of(y, offset, plan.layout)
-        alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move)
+        alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move, plan.layout)
         return lax.optimization_barrier((alpha.blank, record(alpha, history, after))), None
 
     ends = [jnp.asarray(end, jnp.int32) for end in (0, plan.chunk_size)]
@@ -380,7 +388,7 @@ def _scan_chunk(
     return Alpha(blank, labels(history, last)), history
 
 
-def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions) -> Alpha:
+def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions, layout: Layout) -> Alpha:
     """`recursion.forward_step`, not normalized.
 
     Labels are read from the copy that shifts them, so that what they become can be written where
@@ -390,7 +398,7 @@ def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions) -> Alpha:
     alpha = Alpha(alpha.blank, without_edge(beside, move, first=not move.backward))
     blank, label = predecessors(alpha, beside, move, WIDE)
     emitted = Alpha(WIDE.times(WIDE.plus(*blank), y.blank), WIDE.times(WIDE.plus(*label), y.label))
-    return jax.tree.map(functools.partial(select, y.is_frame), emitted, alpha)
+    return jax.tree.map(functools.partial(select, y.is_frame(layout)), emitted, alpha)
 
 
 def _made_once_on_cpu(number: Number) -> Number:
