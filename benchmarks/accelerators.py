@@ -92,7 +92,7 @@ def _name(cell: Cell) -> str:
 
 
 def losses_table(cells: Sequence[Cell]) -> str:
-    """A row for each shape: loss and gradient · loss alone, of both libraries, and memory."""
+    """A row for each shape: loss and gradient · loss alone; memory and equations beside them."""
     found = {(cell.shape, cell.library, cell.program): cell for cell in cells}
 
     def entries(shape: str) -> list[str]:
@@ -111,9 +111,11 @@ def losses_table(cells: Sequence[Cell]) -> str:
             " · ".join(f"{cell.cost.memory / 1e6:.1f}" for cell in cells)
             for cells in (ours, theirs)
         ]
+        columns += [" · ".join(f"{cell.cost.equations}" for cell in ours)]
         return columns
 
-    header = ["shape (B, T, N, K)", "jaxctc", "optax", "ratio", "jaxctc, MB", "optax, MB"]
+    header = ["shape (B, T, N, K)", "jaxctc", "optax", "ratio"]
+    header += ["jaxctc, MB", "optax, MB", "jaxctc, equations"]
     return table(header, [entries(shape) for shape in dict.fromkeys(cell.shape for cell in cells)])
 
 
@@ -135,7 +137,8 @@ def summary_table(cells: Sequence[Cell]) -> str:
 
 def details_table(cells: Sequence[Cell]) -> str:
     """A row for each program: what it costs, and each of its loops as turns × launches."""
-    header = ["program", "estimate", "launches", "MB", "loops", "collectives", "compiled in, s"]
+    header = ["program", "estimate", "launches", "MB", "equations", "loops", "collectives"]
+    header += ["compiled in, s"]
     if all(cell.milliseconds is None for cell in cells):
         header.remove("estimate")
 
@@ -150,6 +153,7 @@ def details_table(cells: Sequence[Cell]) -> str:
             "estimate": "" if cell.milliseconds is None else f"{cell.milliseconds:.3g} ms",
             "launches": f"{cost.launches}",
             "MB": f"{cost.memory / 1e6:.1f}",
+            "equations": f"{cost.equations}",
             "loops": loops or "–",
             "collectives": ", ".join(cost.collectives) or "–",
             "compiled in, s": f"{cost.compile_seconds:.1f}",

@@ -12,6 +12,7 @@ and find catastrophes; they do not replace a device.
     loops      every `while` at any depth, inside branches, too, with the number of its turns: None
                where the program does not say it, and then it counts as one turn
     memory     bytes that the program sets aside for temporary values
+    equations  of the traced program, before any compiler sees it (`benchmarks.equations`)
 
 `stay_on_the_cpu` comes first, lest JAX look for TPUs where libtpu is. libtpu takes a lock, so one
 process at a time can compile for them.
@@ -28,6 +29,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+
+from benchmarks.equations import count_equations
 
 
 class Target(NamedTuple):
@@ -123,6 +126,8 @@ class Cost(NamedTuple):
     memory: int = 0
     """Bytes; 0 where only the text was given."""
     compile_seconds: float = 0.0
+    equations: int = 0
+    """Of the traced program; 0 where only the text was given."""
 
 
 def stay_on_the_cpu() -> None:
@@ -186,8 +191,11 @@ def compile_for(target: str, function: Callable[..., Any], arguments: Any) -> tu
 def cost_for(target: str, function: Callable[..., Any], arguments: Any) -> Cost:
     """Compiled and counted."""
     program, seconds = compile_for(target, function, arguments)
-    memory = program.memory_analysis().temp_size_in_bytes
-    return cost_of(program.as_text())._replace(memory=memory, compile_seconds=seconds)
+    return cost_of(program.as_text())._replace(
+        memory=program.memory_analysis().temp_size_in_bytes,
+        compile_seconds=seconds,
+        equations=count_equations(function, arguments, TARGETS[target].platform),
+    )
 
 
 # What XLA runs as a kernel of its own when it stands outside a fusion.
