@@ -64,14 +64,12 @@ def main() -> None:
         # Under jit, what is not asked for is not computed.
         return lambda *inputs: call(*inputs)._replace(confidences=jnp.zeros(0))
 
-    band = arguments.labels // 20
     calls = {
         "all": align,
         "spans": spans_alone(align),
         "spans, all pointers kept": spans_alone(
             functools.partial(align, checkpoint_every=arguments.frames)
         ),
-        f"spans, band={band}": spans_alone(functools.partial(align, band=band)),
     }
     inputs = jnp.asarray(logits), jnp.asarray(labels)
     print("| what | seconds | memory, MB | score | labels starting within 2 frames |")

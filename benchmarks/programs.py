@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import jaxctc
 from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch
+from jaxctc.adapters import frame_objectives as entrywise
 from jaxctc.adapters import optax as like_optax
 
 
@@ -252,10 +253,13 @@ def _of_frames(sizes: Sizes) -> Entries:
     lengths = ShapeDtypeStruct((sizes.batch,), jnp.int32)
     grad = value_and_gradient
     return {
-        "binary_accuracy": (jaxctc.binary_accuracy, (answers, answers)),
+        "binary_accuracy": (entrywise.binary_accuracy, (answers, answers)),
         "binary_cross_entropy, gradient": (grad(jaxctc.binary_cross_entropy), (answers, answers)),
-        "binary_hinge_loss, gradient": (grad(jaxctc.binary_hinge_loss), (answers, answers)),
-        "categorical_accuracy": (jaxctc.categorical_accuracy, (logits, ids)),
+        "binary_hinge_loss, gradient": (
+            grad(entrywise.binary_hinge_loss),
+            (answers, answers),
+        ),
+        "categorical_accuracy": (entrywise.categorical_accuracy, (logits, ids)),
         "confidence_penalty, gradient": (grad(jaxctc.confidence_penalty), (logits, padded)),
         "consistency_loss, gradient": (grad(jaxctc.consistency_loss), (logits, logits, padded)),
         "cross_entropy, gradient": (grad(jaxctc.cross_entropy), (logits, ids)),
@@ -270,14 +274,17 @@ def _of_frames(sizes: Sizes) -> Entries:
             lambda lengths: jaxctc.lengths_to_paddings(lengths, sizes.frames),
             (lengths,),
         ),
-        "multiclass_hinge_loss, gradient": (grad(jaxctc.multiclass_hinge_loss), (logits, ids)),
+        "multiclass_hinge_loss, gradient": (
+            grad(entrywise.multiclass_hinge_loss),
+            (logits, ids),
+        ),
         "paddings_to_lengths": (jaxctc.paddings_to_lengths, (padded,)),
         "reduce_loss, gradient": (
             grad(lambda loss, padded: jaxctc.reduce_loss(loss, None, padded, per="label").mean),
             (losses, label_padded),
         ),
         "smoothing_penalty, gradient": (grad(jaxctc.smoothing_penalty), (logits, padded)),
-        "squared_error, gradient": (grad(jaxctc.squared_error), (answers, answers)),
+        "squared_error, gradient": (grad(entrywise.squared_error), (answers, answers)),
     }
 
 

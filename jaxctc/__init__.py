@@ -22,6 +22,10 @@ Losses and scores are in nats, times in frames, distances in tokens. A padding i
 entry is not in use, and may sit anywhere.
 """
 
+import importlib
+import warnings
+from typing import TYPE_CHECKING
+
 from jaxctc.alignment import Alignment, forced_align
 from jaxctc.batching import PaddedBatch, pad_to_bucket
 from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
@@ -37,13 +41,8 @@ from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.prefixes import Prefixes
 from jaxctc.frame_losses import (
-    binary_accuracy,
     binary_cross_entropy,
-    binary_hinge_loss,
-    categorical_accuracy,
     cross_entropy,
-    multiclass_hinge_loss,
-    squared_error,
 )
 from jaxctc.from_hidden import ctc_loss_from_hidden
 from jaxctc.loss import LossAndForwardProbs, ctc_loss, ctc_loss_with_forward_probs
@@ -102,10 +101,7 @@ __all__ = [
     "beam_finish",
     "beam_init",
     "beam_step",
-    "binary_accuracy",
     "binary_cross_entropy",
-    "binary_hinge_loss",
-    "categorical_accuracy",
     "cer",
     "collapse",
     "confidence_penalty",
@@ -127,7 +123,6 @@ __all__ = [
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
-    "multiclass_hinge_loss",
     "mwer_loss",
     "pad_to_bucket",
     "paddings_to_lengths",
@@ -138,7 +133,28 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "smoothing_penalty",
-    "squared_error",
     "validate",
     "wer",
 ]
+
+_MOVED = (
+    "binary_accuracy",
+    "binary_hinge_loss",
+    "categorical_accuracy",
+    "multiclass_hinge_loss",
+    "squared_error",
+)
+
+if not TYPE_CHECKING:  # a checker would take any name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """What has moved is found here for one version more, with a warning."""
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        place = "jaxctc.adapters.frame_objectives"
+        warnings.warn(
+            f"jaxctc.{name} goes in version 0.3. Use {place}.{name}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(place), name)

@@ -1,4 +1,4 @@
-"""Losses of single frames: cross-entropy and what goes with it.
+"""Losses of single frames: cross-entropies.
 
 One number per position comes back, and no mean: see `jaxctc.reduce_loss`. What is computed is
 optax's where optax has it. What differs is what happens at the edges: a probability of exactly 0
@@ -8,7 +8,6 @@ and finite gradients here.
 
 from typing import Literal, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -79,8 +78,8 @@ def cross_entropy(
       0.2877
     """
     function = "cross_entropy"
-    values = _classes_last(function, estimated, axis)
-    targets = _targets(function, target, values.shape, axis)
+    values = classes_last(function, estimated, axis)
+    targets = targets_of(function, target, values.shape, axis)
     counts = ~checks.paddings(function, "paddings", paddings, values.shape[:-1])
     if ignore_id is not None:
         counts &= _is_other(function, targets, ignore_id)
@@ -134,7 +133,7 @@ def binary_cross_entropy(
       [0.6931 0.    ]
     """
     function = "binary_cross_entropy"
-    values, target = _same_shape(function, estimated, target)
+    values, target = same_shape(function, estimated, target)
     counts = ~checks.paddings(function, "paddings", paddings, values.shape)
     log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
     safe = jnp.where(counts & ~jnp.isinf(values), values, -jnp.ones_like(values))
@@ -146,188 +145,9 @@ def binary_cross_entropy(
         loss = jnp.where(jnp.isinf(values), excluded * price, loss)
     else:
         values = jnp.where(counts, values, safe)
-        yes, no = _sides(values, estimated_type)
+        yes, no = sides(values, estimated_type)
         loss = _cost(target, yes, log_zero) + _cost(1 - target, no, log_zero)
     return jnp.where(counts, loss, jnp.zeros_like(loss))
-
-
-def squared_error(
-    estimated: Shaped[ArrayLike, "*S"], target: Shaped[ArrayLike, "*S"]
-) -> Float[Array, "*S"]:
-    """Squared difference, entry by entry: optax's `squared_error`.
-
-    Args:
-      estimated: real numbers.
-      target: in the same shape.
-
-    Returns:
-      `(estimated - target)²`, in at least float32.
-
-    Raises:
-      ValueError: if the shapes differ.
-
-    Example:
-      >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])))
-      [4. 0.]
-    """
-    values, target = _same_shape("squared_error", estimated, target)
-    return jnp.asarray(_optax().squared_error(values, target))
-
-
-def binary_hinge_loss(
-    estimated: Shaped[ArrayLike, "*S"],
-    target: Shaped[ArrayLike, "*S"],
-    *,
-    margin: Float[ArrayLike, ""] = 1.0,
-    estimated_type: EstimatedType = "logits",
-    log_epsilon: Float[ArrayLike, ""] = -1e5,
-) -> Float[Array, "*S"]:
-    r"""How far a yes-or-no score is from the right side of its margin.
-
-    .. math:: \max(0, \delta - (2 t - 1) x)
-
-    optax's `hinge_loss` has margin 1, and targets of -1 and 1.
-
-    Args:
-      estimated: scores x, positive for yes.
-      target: 1 for yes and 0 for no, in the same shape.
-      margin: δ.
-      estimated_type: static; "probs" and "log-probs" are first made log-odds.
-      log_epsilon: as of `cross_entropy`, in those log-odds.
-
-    Returns:
-      One loss per entry, in at least float32.
-
-    Raises:
-      ValueError: if shapes disagree or `estimated_type` is none of the three.
-
-    Example:
-      >>> print(binary_hinge_loss(jnp.array([0.25, 3.0]), jnp.array([1, 1])))
-      [0.75 0.  ]
-    """
-    function = "binary_hinge_loss"
-    values, target = _same_shape(function, estimated, target)
-    if checks.choice(function, "estimated_type", estimated_type, _TYPES) != "logits":
-        log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
-        yes, no = (
-            jnp.where(side.is_possible, side.values, log_zero)
-            for side in _sides(values, estimated_type)
-        )
-        values = yes - no
-    margin = checks.number(function, "margin", margin).astype(values.dtype)
-    return jax.nn.relu(margin - (2 * target - 1) * values)
-
-
-def multiclass_hinge_loss(
-    estimated: Shaped[ArrayLike, "..."],
-    target: Shaped[ArrayLike, "..."],
-    *,
-    axis: int = -1,
-    margin: Float[ArrayLike, ""] = 1.0,
-    log_epsilon: Float[ArrayLike, ""] = -1e5,
-) -> Float[Array, "..."]:
-    r"""How far the target's score is from exceeding all others by a margin.
-
-    .. math:: \max(0, \max_{j \neq t} x_j - x_t + \delta)
-
-    optax's `multiclass_hinge_loss` is the same with margin 1.
-
-    Args:
-      estimated: scores x over the classes along `axis`, or probabilities.
-      target: integer class ids, one axis less; or one-hot rows in the shape of `estimated`.
-      axis: static; where the classes are.
-      margin: δ.
-      log_epsilon: as of `cross_entropy`: what a target at -inf, or one that is no class, costs.
-
-    Returns:
-      One loss per position, in at least float32; 0 with a single class.
-
-    Raises:
-      ValueError: if shapes disagree or ids are not integers.
-
-    Example:
-      >>> print(multiclass_hinge_loss(jnp.array([[1.0, 0.5], [0.0, 3.0]]), jnp.array([0, 1])))
-      [0.5 0. ]
-    """
-    function = "multiclass_hinge_loss"
-    values = _classes_last(function, estimated, axis)
-    margin = checks.number(function, "margin", margin).astype(values.dtype)
-    log_zero = checks.number(function, "log_epsilon", log_epsilon).astype(values.dtype)
-    ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
-    own = jnp.take_along_axis(values, ids, axis=-1)
-    exists &= own != -jnp.inf
-    columns = jnp.expand_dims(jnp.arange(values.shape[-1], dtype=jnp.int32), range(values.ndim - 1))
-    rivals = jnp.where(columns == ids, jnp.zeros_like(values), values - own + margin)
-    loss = jax.nn.relu(jnp.max(jnp.where(exists, rivals, jnp.zeros_like(rivals)), axis=-1))
-    return jnp.where(exists[..., 0], loss, -log_zero)
-
-
-def binary_accuracy(
-    estimated: Shaped[ArrayLike, "*S"],
-    target: Shaped[ArrayLike, "*S"],
-    *,
-    threshold: Float[ArrayLike, ""] = 0.5,
-) -> Bool[Array, "*S"]:
-    """Whether a yes-or-no estimate is on the side of its target, entry by entry.
-
-    Args:
-      estimated: probabilities of yes, or any scores.
-      target: 1 for yes and 0 for no, in the same shape.
-      threshold: an estimate is a yes from here on.
-
-    Returns:
-      Booleans; False where `estimated` is NaN.
-
-    Raises:
-      ValueError: if the shapes differ.
-
-    Example:
-      >>> print(binary_accuracy(jnp.array([0.2, 0.5, 0.9]), jnp.array([0, 1, 0])))
-      [ True  True False]
-    """
-    values, target = _same_shape("binary_accuracy", estimated, target)
-    threshold = checks.number("binary_accuracy", "threshold", threshold).astype(values.dtype)
-    return ((values >= threshold) == (target != 0)) & ~jnp.isnan(values)
-
-
-def categorical_accuracy(
-    estimated: Shaped[ArrayLike, "..."],
-    target: Shaped[ArrayLike, "..."],
-    *,
-    axis: int = -1,
-    top_k: int = 1,
-) -> Bool[Array, "..."]:
-    """Whether the target is among the `top_k` classes of the largest scores.
-
-    Args:
-      estimated: scores or probabilities over the classes along `axis`.
-      target: integer class ids, one axis less; or rows in the shape of `estimated`, of which the
-        largest entry is meant.
-      axis: static; where the classes are.
-      top_k: static; how many classes count as hits. Of equal scores the lower id comes first.
-
-    Returns:
-      Booleans, one per position; False where a score is NaN, or the id is no class.
-
-    Raises:
-      ValueError: if shapes disagree, ids are not integers, or `top_k` is less than 1.
-
-    Example:
-      >>> probs = jnp.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
-      >>> print(categorical_accuracy(probs, jnp.array([1, 2])))
-      [ True False]
-      >>> print(categorical_accuracy(probs, jnp.array([1, 2]), top_k=2))
-      [ True  True]
-    """
-    function = "categorical_accuracy"
-    values = _classes_last(function, estimated, axis)
-    top_k = checks.count(function, "top_k", top_k, 1)
-    ids, exists = _ids(_targets(function, target, values.shape, axis), values.shape[-1])
-    own = jnp.take_along_axis(values, ids, axis=-1)
-    columns = jnp.expand_dims(jnp.arange(values.shape[-1], dtype=jnp.int32), range(values.ndim - 1))
-    is_ahead = (values > own) | ((values == own) & (columns < ids))
-    rank = jnp.sum(is_ahead, axis=-1, dtype=jnp.int32)
-    return (rank < top_k) & exists[..., 0] & ~jnp.any(jnp.isnan(values), axis=-1)
 
 
 class _Scores(NamedTuple):
@@ -358,7 +178,7 @@ def _log(probs: Float[Array, "*S"]) -> _Scores:
     return _Scores(*log_where_possible(probs), False)
 
 
-def _sides(values: Float[Array, "*S"], kind: str) -> tuple[_Scores, _Scores]:
+def sides(values: Float[Array, "*S"], kind: str) -> tuple[_Scores, _Scores]:
     """Logarithms of p and 1 - p, from p or its logarithm."""
     tiny, zero = jnp.finfo(values.dtype).tiny, jnp.zeros_like(values)
     if kind == "probs":
@@ -406,7 +226,7 @@ def _loss_of(
 def _loss_of_ids(
     scores: _Scores, target: Array, weights: Float[Array, "K"] | None, log_zero: Float[Array, ""]
 ) -> Float[Array, "*S"]:
-    ids, exists = _ids(target, scores.values.shape[-1])
+    ids, exists = ids_of(target, scores.values.shape[-1])
     is_possible = (exists & jnp.take_along_axis(scores.is_possible, ids, axis=-1))[..., 0]
     ids, exists = ids[..., 0], exists[..., 0]
     if scores.are_logits:
@@ -420,7 +240,8 @@ def _loss_of_ids(
     return weight * jnp.where(is_possible, loss, _price(is_possible, weight, log_zero))
 
 
-def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
+def classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
+    """Scores in at least float32, the classes along the last axis."""
     values = checks.real(function, "estimated", estimated)
     axis = checks.static_int(function, "axis", axis)
     if not -values.ndim <= axis < values.ndim:
@@ -430,7 +251,7 @@ def _classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array
     return jnp.moveaxis(at_least_float32(values), axis, -1)
 
 
-def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
+def targets_of(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
     array = checks.as_array(function, "target", checks.saturated(target))
     if array.shape == shape[:-1]:
@@ -443,7 +264,7 @@ def _targets(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int
     return jnp.moveaxis(at_least_float32(checks.real(function, "target", array)), axis, -1)
 
 
-def _ids(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "*S 1"]]:
+def ids_of(target: Array, classes: int) -> tuple[Int[Array, "*S 1"], Bool[Array, "*S 1"]]:
     """Ids that exist, the largest entry of weights, and whether they did; ready to gather."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
         target = jnp.argmax(target, axis=-1).astype(jnp.int32)
@@ -470,9 +291,10 @@ def _class_weights(
     return weights.astype(values.dtype)
 
 
-def _same_shape(
+def same_shape(
     function: str, estimated: ArrayLike, target: ArrayLike
 ) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
+    """Estimates and targets of one shape, in at least float32."""
     values = at_least_float32(checks.real(function, "estimated", estimated))
     truth = checks.real(function, "target", target)
     if truth.shape != values.shape:

@@ -232,6 +232,7 @@ class TestLongInputs:
         again = align(*self.inputs(), checkpoint_every=checkpoint_every)
         chex.assert_trees_all_close(plain, again, rtol=2e-6)
 
+    @pytest.mark.filterwarnings("ignore:forced_align. band goes:DeprecationWarning")
     def test_a_band_that_holds_the_path_leaves_it_as_it_is(self):
         logits, no_frame, labels, no_label = self.inputs()
         plain = align(*self.inputs())
@@ -249,6 +250,7 @@ class TestLongInputs:
                 jax.tree.map(operator.itemgetter(row), plain), banded, rtol=2e-6
             )
 
+    @pytest.mark.filterwarnings("ignore:forced_align. band goes:DeprecationWarning")
     @pytest.mark.parametrize("band", [0, 1, 2])
     def test_a_narrow_band(self, band):
         """The best of the paths inside, by enumeration."""
@@ -342,6 +344,12 @@ def test_gradient_of_confidences(rng):
     np.testing.assert_allclose(np.vdot(slope, step), difference, atol=1e-5)
 
 
+def test_a_band_is_deprecated():
+    with pytest.warns(DeprecationWarning, match=r"band goes in version 0\.3, because it saves"):
+        forced_align(np.zeros((3, 2), np.float32), None, np.array([1]), None, band=1)
+
+
+@pytest.mark.filterwarnings("ignore:forced_align. band goes:DeprecationWarning")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,12 +11,13 @@ import optax
 import oracles
 import pytest
 
-from jaxctc import (
+import jaxctc
+from jaxctc import binary_cross_entropy, cross_entropy
+from jaxctc.adapters import frame_objectives
+from jaxctc.adapters.frame_objectives import (
     binary_accuracy,
-    binary_cross_entropy,
     binary_hinge_loss,
     categorical_accuracy,
-    cross_entropy,
     multiclass_hinge_loss,
     squared_error,
 )
@@ -398,3 +399,11 @@ def test_compiles_once_and_batches(rng):
     whole = compiled(logits, ids, *options, ids == 2)
     rows = jax.vmap(compiled, in_axes=(0, 0, None, None, 0))(logits, ids, *options, ids == 2)
     np.testing.assert_allclose(whole, rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", jaxctc._MOVED)
+def test_what_has_moved_is_still_found_with_a_warning(name):
+    with pytest.warns(DeprecationWarning, match=rf"jaxctc\.{name} goes in version 0\.3\. Use "):
+        found = getattr(jaxctc, name)
+    assert found is getattr(frame_objectives, name)
+    assert name not in jaxctc.__all__

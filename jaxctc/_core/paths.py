@@ -122,8 +122,7 @@ def sample_paths(
         weights = [_number_at(before, origin, semiring) for origin in origins]
         total = semiring.plus(*weights)
         parts = jnp.stack([ratio(weight, total, semiring) for weight in weights], axis=-1)
-        chances = jnp.log(parts) + jax.random.gumbel(key, parts.shape, parts.dtype)
-        return lax.argmax(chances, chances.ndim - 1, jnp.int32)
+        return jax.random.categorical(key, jnp.log(parts)).astype(jnp.int32)
 
     def backward(states: Array, given: tuple[Emissions, Alpha]) -> tuple[Array, Any]:
         y, before = given

@@ -2,6 +2,10 @@
 
 Scores are probabilities, sequences run along the first axis and hold ids as floats, masks are 1
 where something is in use, and the blank is the last class.
+
+The frame-wise ones return one number per row `(B,)` of predictions `(B, N)`, or per entry. Targets
+are ids `(B,)` or weights of the classes `(B, N)`; entry by entry they have the shape of the
+predictions, or `(B,)` for predictions `(B, 1)`. All raise ValueError if shapes disagree.
 """
 
 from typing import Literal
@@ -14,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc import frame_losses, loss
 from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, log_where_possible
+from jaxctc.adapters import frame_objectives
 from jaxctc.decoding import greedy
 from jaxctc.metrics import error_rates
 
@@ -169,28 +174,12 @@ def categorical_crossentropy(
     m: int | None = None,
     class_weight: Shaped[ArrayLike, "N"] | None = None,
 ) -> Float[Array, "B"]:
-    """Cross-entropy of probabilities, in nats, one per row.
+    """`jaxctc.cross_entropy` of probabilities, clipped to [eps, 1 - eps], in nats per row.
 
-    As `jaxctc.cross_entropy`.
+    Dandelion's page says that eps is added; its code clips. `m` is the number of classes, if given.
 
-    Args:
-      predictions: probabilities, which are clipped to [eps, 1 - eps] (Dandelion's page says that
-        eps is added; its code clips).
-      targets: ids `(B,)` or weights of the classes `(B, N)`.
-      eps: 0 does not clip.
-      m: the number of classes N, or None.
-      class_weight: factors of the classes.
-
-    Returns:
-      One loss per row.
-
-    Raises:
-      ValueError: if shapes disagree, or `m` is another number.
-
-    Example:
-      >>> loss = categorical_crossentropy(jnp.array([[0.25, 0.75]]), jnp.array([0]))
-      >>> jnp.exp(-loss)
-      Array([0.25], dtype=float32)
+    >>> jnp.exp(-categorical_crossentropy(jnp.array([[0.25, 0.75]]), jnp.array([0])))
+    Array([0.25], dtype=float32)
     """
     scores = _scores("adapters.dandelion.categorical_crossentropy", "predictions", predictions, m)
     return frame_losses.cross_entropy(
@@ -204,24 +193,10 @@ def categorical_crossentropy_log(
     m: int | None = None,
     class_weight: Shaped[ArrayLike, "N"] | None = None,
 ) -> Float[Array, "B"]:
-    """Cross-entropy of log-probabilities, in nats, one per row.
+    """`jaxctc.cross_entropy` of log-probabilities, in nats per row; 1e5 for a target at -inf.
 
-    As `jaxctc.cross_entropy`.
-
-    Args:
-      log_predictions: log-probabilities.
-      targets, m, class_weight: as of `categorical_crossentropy`.
-
-    Returns:
-      One loss per row; 1e5 where the target's probability is 0.
-
-    Raises:
-      ValueError: as `categorical_crossentropy`.
-
-    Example:
-      >>> loss = categorical_crossentropy_log(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0]))
-      >>> jnp.exp(-loss)
-      Array([0.25], dtype=float32)
+    >>> jnp.exp(-categorical_crossentropy_log(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0])))
+    Array([0.25], dtype=float32)
     """
     function = "adapters.dandelion.categorical_crossentropy_log"
     scores = _scores(function, "log_predictions", log_predictions, m)
@@ -233,23 +208,10 @@ def categorical_crossentropy_log(
 def binary_crossentropy(
     predictions: Shaped[ArrayLike, "..."], targets: Shaped[ArrayLike, "..."]
 ) -> Float[Array, "..."]:
-    """Cross-entropy of yes-or-no probabilities, in nats, entry by entry.
+    """`jaxctc.binary_cross_entropy` of probabilities of yes, in nats per entry.
 
-    As `jaxctc.binary_cross_entropy`.
-
-    Args:
-      predictions: probabilities.
-      targets: in [0, 1], in the same shape; or `(N,)` for predictions `(N, 1)`.
-
-    Returns:
-      The shape of `predictions`.
-
-    Raises:
-      ValueError: if shapes disagree.
-
-    Example:
-      >>> jnp.exp(-binary_crossentropy(jnp.array([[0.25]]), jnp.array([1])))
-      Array([[0.25]], dtype=float32)
+    >>> jnp.exp(-binary_crossentropy(jnp.array([[0.25]]), jnp.array([1])))
+    Array([[0.25]], dtype=float32)
     """
     both = _aligned("binary_crossentropy", predictions=predictions, targets=targets)
     return frame_losses.binary_cross_entropy(*both, estimated_type="probs")
@@ -258,23 +220,10 @@ def binary_crossentropy(
 def squared_error(a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     """Squared difference, entry by entry.
 
-    As `jaxctc.squared_error`.
-
-    Args:
-      a: real numbers.
-      b: in the same shape; or `(N,)` for a of `(N, 1)`.
-
-    Returns:
-      The shape of `a`.
-
-    Raises:
-      ValueError: if shapes disagree.
-
-    Example:
-      >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
-      Array([4., 0.], dtype=float32)
+    >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
+    Array([4., 0.], dtype=float32)
     """
-    return frame_losses.squared_error(*_aligned("squared_error", a=a, b=b))
+    return frame_objectives.squared_error(*_aligned("squared_error", a=a, b=b))
 
 
 def binary_hinge_loss(
@@ -284,57 +233,29 @@ def binary_hinge_loss(
     log_odds: bool = True,
     binary: bool = True,
 ) -> Float[Array, "..."]:
-    """How far yes-or-no scores are from the right side of their margin, entry by entry.
+    """How far log-odds, or probabilities, are from the right side of their margin `delta`.
 
-    As `jaxctc.binary_hinge_loss`.
+    Targets are 0 and 1 or, with `binary=False`, -1 and 1.
 
-    Args:
-      predictions: log-odds, or probabilities.
-      targets: as of `binary_crossentropy`.
-      delta: the margin.
-      log_odds: static; False says that predictions are probabilities.
-      binary: static; False says that targets are -1 and 1, not 0 and 1.
-
-    Returns:
-      The shape of `predictions`.
-
-    Raises:
-      ValueError: if shapes disagree.
-
-    Example:
-      >>> binary_hinge_loss(jnp.array([0.25, 3.0]), jnp.array([1, -1]), binary=False)
-      Array([0.75, 4.  ], dtype=float32)
+    >>> binary_hinge_loss(jnp.array([0.25, 3.0]), jnp.array([1, -1]), binary=False)
+    Array([0.75, 4.  ], dtype=float32)
     """
     kind = "logits" if log_odds else "probs"
     scores, truth = _aligned("binary_hinge_loss", predictions=predictions, targets=targets)
     if not binary:
         truth = (truth.astype(jnp.float32) + 1) / 2
-    return frame_losses.binary_hinge_loss(scores, truth, margin=delta, estimated_type=kind)
+    return frame_objectives.binary_hinge_loss(scores, truth, margin=delta, estimated_type=kind)
 
 
 def multiclass_hinge_loss(
     predictions: Float[ArrayLike, "B N"], targets: Shaped[ArrayLike, "..."], delta: float = 1
 ) -> Float[Array, "B"]:
-    """How far the target's score is from exceeding all others by a margin, row by row.
+    """How far the target's score is from exceeding all others by `delta`, row by row.
 
-    As `jaxctc.multiclass_hinge_loss`.
-
-    Args:
-      predictions: scores of the classes.
-      targets: ids `(B,)` or one-hot rows `(B, N)`.
-      delta: the margin.
-
-    Returns:
-      One loss per row.
-
-    Raises:
-      ValueError: if shapes disagree.
-
-    Example:
-      >>> multiclass_hinge_loss(jnp.array([[1.0, 0.5]]), jnp.array([0]))
-      Array([0.5], dtype=float32)
+    >>> multiclass_hinge_loss(jnp.array([[1.0, 0.5]]), jnp.array([0]))
+    Array([0.5], dtype=float32)
     """
-    return frame_losses.multiclass_hinge_loss(predictions, targets, margin=delta)
+    return frame_objectives.multiclass_hinge_loss(predictions, targets, margin=delta)
 
 
 def binary_accuracy(
@@ -342,27 +263,13 @@ def binary_accuracy(
     targets: Shaped[ArrayLike, "..."],
     threshold: float = 0.5,
 ) -> Bool[Array, "..."]:
-    """Whether yes-or-no predictions are right, entry by entry.
+    """Whether predictions, a yes from `threshold` on, are right, entry by entry.
 
-    As `jaxctc.binary_accuracy`.
-
-    Args:
-      predictions: probabilities.
-      targets: as of `binary_crossentropy`.
-      threshold: a prediction is a yes from here on.
-
-    Returns:
-      Booleans in the shape of `predictions`.
-
-    Raises:
-      ValueError: if shapes disagree.
-
-    Example:
-      >>> binary_accuracy(jnp.array([0.2, 0.5]), jnp.array([0, 1])).tolist()
-      [True, True]
+    >>> binary_accuracy(jnp.array([0.2, 0.5]), jnp.array([0, 1])).tolist()
+    [True, True]
     """
     both = _aligned("binary_accuracy", predictions=predictions, targets=targets)
-    return frame_losses.binary_accuracy(*both, threshold=threshold)
+    return frame_objectives.binary_accuracy(*both, threshold=threshold)
 
 
 def categorical_accuracy(
@@ -370,25 +277,13 @@ def categorical_accuracy(
 ) -> Bool[Array, "B"]:
     """Whether the target is among the best `top_k` classes, row by row.
 
-    As `jaxctc.categorical_accuracy`. Of equal predictions the lower id comes first; in Dandelion
-    it does for `top_k=1` alone, and else the higher.
+    Of equal predictions the lower id comes first; in Dandelion it does for `top_k=1` alone, and
+    else the higher.
 
-    Args:
-      predictions: scores of the classes.
-      targets: ids `(B,)` or one-hot rows `(B, N)`.
-      top_k: static; how many classes count as hits.
-
-    Returns:
-      Booleans, one per row.
-
-    Raises:
-      ValueError: if shapes disagree or `top_k` is less than 1.
-
-    Example:
-      >>> categorical_accuracy(jnp.array([[0.2, 0.8]]), jnp.array([0]), top_k=2).tolist()
-      [True]
+    >>> categorical_accuracy(jnp.array([[0.2, 0.8]]), jnp.array([0]), top_k=2).tolist()
+    [True]
     """
-    return frame_losses.categorical_accuracy(predictions, targets, top_k=top_k)
+    return frame_objectives.categorical_accuracy(predictions, targets, top_k=top_k)
 
 
 def _ids(function: str, argument: str, values: ArrayLike) -> Int[Array, "B L"]:

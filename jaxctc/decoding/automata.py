@@ -1,9 +1,11 @@
 """A weighted automaton with failure arcs, as arrays: what n-grams and hot words are underneath."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -14,7 +16,24 @@ from jaxtyping import Float, Int
 MOST, LARGEST = 2**31 - 2, 1e30
 
 
-class Automaton(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "initial_state",
+        "arc_keys",
+        "arc_weight",
+        "arc_next",
+        "bucket_start",
+        "fail_state",
+        "fail_weight",
+        "final_weight",
+        "missing_state",
+        "missing_weight",
+    ],
+    meta_fields=["attempts", "probes"],
+)
+@dataclasses.dataclass(frozen=True)
+class Automaton:
     """States, and arcs between them that tokens take; a state without the arc fails to another.
 
     A state fails until one has an arc for the token, and pays for every failure. Where the last
@@ -42,17 +61,17 @@ class Automaton(NamedTuple):
     """Where a token without any arc leads."""
     missing_weight: Float[Array, ""]
     """What such a token is worth, in nats, beside the failures before it."""
-    attempts: Int[Array, " attempts"]
-    """0, 1, …: one for each state of the longest chain of failures."""
-    probes: Int[Array, " probes"]
-    """0, 1, …: one for each arc of the fullest bucket."""
+    attempts: int
+    """Static: the states of the longest chain of failures."""
+    probes: int
+    """Static: the arcs of the fullest bucket."""
 
     def score_and_advance(
         self, state: Int[Array, ""], token: Int[ArrayLike, ""]
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Score of the token after `state`, in nats, failures included, and the state after it."""
         chain, spent = [state], [jnp.zeros((), jnp.float32)]
-        for _ in range(self.attempts.shape[0] - 1):
+        for _ in range(self.attempts - 1):
             spent.append(spent[-1] + self.fail_weight[chain[-1]])
             chain.append(self.fail_state[chain[-1]])
         states = jnp.stack(chain)
@@ -60,7 +79,8 @@ class Automaton(NamedTuple):
         keys = jnp.stack([states, tokens], axis=-1)
         starts = self.bucket_start[_bucket(keys, self.bucket_start.shape[0])]
         # Probes may run into the next bucket, where no key is the same.
-        places = jnp.minimum(starts[:, None] + self.probes[None], self.arc_next.shape[0] - 1)
+        probes = jnp.arange(self.probes, dtype=jnp.int32)
+        places = jnp.minimum(starts[:, None] + probes[None], self.arc_next.shape[0] - 1)
         # Not `all` over pairs: an axis of two, innermost, fills a sixty-fourth of a TPU's lanes.
         of_state, of_token = jnp.unstack(self.arc_keys, axis=-1)
         is_hit = (of_state[places] == states[:, None]) & (of_token[places] == tokens[:, None])
@@ -116,8 +136,8 @@ def build_automaton(
             final_weight=jnp.asarray(final.astype(np.float32)),
             missing_state=jnp.asarray(missing[0], jnp.int32),
             missing_weight=jnp.asarray(missing[1], jnp.float32),
-            attempts=jnp.arange(attempts, dtype=jnp.int32),
-            probes=jnp.arange(filled.max(), dtype=jnp.int32),
+            attempts=attempts,
+            probes=int(filled.max()),
         )
 
 
