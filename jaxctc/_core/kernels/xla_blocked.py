@@ -79,8 +79,13 @@ def log_total_and_occupancies(
     pair = _Pair.of(problem, label_loop)
     columns = problem.scores.shape[-1] if by_column and not pair.plan.layout.batch_minor else None
     half = _run_first_half(pair, keeps_scores=columns is None, keeps_checkpoints=True)
-    total = _total_at_middle(half.alpha, pair)
-    label, gap = _run_second_half(pair, total, half, columns)
+    log_total = WIDE.decode(_total_at_middle(half.alpha, pair))
+    second_half = functools.partial(_run_second_half, pair, log_total > -jnp.inf, half, columns)
+    # Labels read in reverse cost XLA:CPU its vectors; every step costs a TPU or a GPU a launch.
+    label, gap = lax.platform_dependent(
+        cpu=functools.partial(second_half, side_by_side=False),
+        default=functools.partial(second_half, side_by_side=True),
+    )
 
     labels = problem.is_label.shape[-1]
     if gap is not None:
@@ -89,7 +94,7 @@ def log_total_and_occupancies(
         label = label[..., :labels]
         if by_column:
             label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
-    return WIDE.decode(total), label, gap
+    return log_total, label, gap
 
 
 # The graph beside its mirror image.
@@ -138,12 +143,6 @@ class _Pair(NamedTuple):
             start=weight_one_in(starts, problem, WIDE, layout.labels),
             plan=ChunkPlan.of(problem.is_frame.shape[-1], layout),
         )
-
-    @property
-    def backward(self) -> Transitions:
-        """Away from the middle, in the second half: each pass in the frames of the other."""
-        can_skip = _swap_halves(self.forward.can_skip, self.plan.layout)
-        return self.forward._replace(can_skip=can_skip, backward=True)
 
 
 def _stack_reversed(part: Array, mirrored: Array) -> Array:
@@ -287,35 +286,41 @@ def _run_first_half(
 
 
 def _run_second_half(
-    pair: _Pair, total: Number, half: _FirstHalf, columns: int | None
+    pair: _Pair,
+    possible: Bool[Array, "B"],
+    half: _FirstHalf,
+    columns: int | None,
+    *,
+    side_by_side: bool,
 ) -> tuple[Array, Array | None]:
     """Each pass goes on through the other's frames, whose states are computed again by chunks.
 
     Tables of the occupancies of labels (by column, if it is told how many there are) and of gaps.
     """
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
-    total = jax.tree.map(lambda part: plan.layout.to_layout(part[None, :, None, None], 2), total)
-    possible = WIDE.decode(total) > -jnp.inf
+    layout = plan.layout
+    record = _record_side_by_side if side_by_side else _record_in_turn
+    possible = layout.to_layout(possible[None, :, None, None], 2)
 
     def chunk(carry, given):
-        alpha, alphas, betas, table, label, gap = carry
+        alpha, history, table, label, gap = carry
         index, checkpoint = given
         if columns is None:
             scores = read_chunk(plan, label, index)  # they wait where the occupancies go
         else:
             table, scores = _gather_label_scores(pair, table, index)
         y = _emissions(pair, index, scores)
-        _, alphas = _record_chunk(pair, checkpoint, y, alphas)
-        alpha, betas = _record_chunk(pair, alpha, y, betas, back=True)
-        counts = y.is_frame(plan.layout) & possible
-        of_label = _occupancy(alphas.label, betas.label, y.label, total, counts, plan.layout)
+        alpha, history, found = record(pair, checkpoint, alpha, y, history)
+        counts = y.is_frame(layout) & possible
+        of_label = _occupancy(found.alphas.label, found.betas.label, y.label, found.total, layout)
+        of_label = select(counts, of_label, 0)
         if columns is not None:
             of_label = sum_by_class(of_label, pair.columns, columns)
         label = write_chunk(plan, label, of_label, index, has_labels=columns is None)
         if gap is not None:
-            of_gap = _occupancy(alphas.blank, betas.blank, y.blank, total, counts, plan.layout)
-            gap = write_chunk(plan, gap, of_gap, index, has_labels=True)
-        return (_normalize(alpha), alphas, betas, table, label, gap), None
+            of_gap = _occupancy(found.alphas.blank, found.betas.blank, y.blank, found.total, layout)
+            gap = write_chunk(plan, gap, select(counts, of_gap, 0), index, has_labels=True)
+        return (alpha, history, table, label, gap), None
 
     if columns is None:
         label, table = half.table, None
@@ -324,12 +329,12 @@ def _run_second_half(
     gap = None
     if pair.wildcards is not None:
         gap = _allocate(pair, labels + 1, num_chunks=plan.num_chunks)
-    # A carry and not a scan output: XLA fills outputs with zeros before every scan.
-    history = jax.tree.map(
-        lambda part: lax.full_like(part, 0, shape=(plan.chunk_size + 1, *part.shape)),
-        _recorded(pair, half.alpha),
-    )
-    carry = _swap_halves(half.alpha, plan.layout), history, history, table, label, gap
+    if side_by_side:
+        start, history = half.alpha, _history_buffer(pair, half.alpha, 4)
+    else:
+        start = _swap_halves(half.alpha, layout)
+        history = (_history_buffer(pair, start, 2),) * 2
+    carry = start, history, table, label, gap
     given = plan.chunks, half.checkpoints
     (*_, label, gap), _ = lax.scan(chunk, carry, given, reverse=True)
     label = frames_in_order(plan, label)
@@ -338,6 +343,27 @@ def _run_second_half(
 
 def _recorded(pair: _Pair, alpha: Alpha) -> _History:
     return _History(None if pair.wildcards is None else alpha.blank, alpha.label)
+
+
+def _history_buffer(pair: _Pair, alpha: Alpha, passes: int) -> _History:
+    """A carry and not a scan output, because XLA fills outputs with zeros before every scan."""
+    boundaries = pair.plan.chunk_size + 1
+    return jax.tree.map(
+        lambda part: lax.full_like(part, 0, shape=(boundaries, passes, *part.shape[1:])),
+        _recorded(pair, alpha),
+    )
+
+
+class _Found(NamedTuple):
+    """What both passes have in a chunk."""
+
+    alphas: _History
+    """With y_t, `[chunk_size, 2, …]`."""
+    betas: _History
+    """Likewise, in the order of the frames and labels of `alphas`."""
+    total: Number
+    """`[2, B]`, beside the chunk: alpha and beta have drifted from what they were in the middle by
+    the rounding of every frame since, and as much as their product has, this total has."""
 
 
 def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
@@ -356,16 +382,58 @@ def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
     return lax.scan(step, start, None, length=pair.plan.chunk_size)[0][1]
 
 
+def _record_in_turn(
+    pair: _Pair, again: Alpha, onward: Alpha, y: _Chunk, history: tuple[_History, _History]
+) -> tuple[Alpha, tuple[_History, _History], _Found]:
+    """First the passes that came this way before, then, backward, those that come from the other
+    half; their labels are in the order of this one.
+    """
+    back = pair.forward._replace(
+        can_skip=_swap_halves(pair.forward.can_skip, pair.plan.layout), backward=True
+    )
+    _, alphas = _record_chunk(pair, pair.forward, again, y, history[0])
+    onward, betas = _record_chunk(pair, back, onward, y, history[1])
+    onward = _normalize(onward)
+    found = _Found(
+        jax.tree.map(lambda part: part[1:], alphas),
+        jax.tree.map(lambda part: part[:-1], betas),
+        _totals(again, onward, pair),
+    )
+    return onward, (alphas, betas), found
+
+
+def _record_side_by_side(
+    pair: _Pair, again: Alpha, onward: Alpha, y: _Chunk, history: _History
+) -> tuple[Alpha, _History, _Found]:
+    """All four passes at once, all forward: those from the other half read the chunk from its end,
+    and the labels, as they always did, in the order of their own.
+    """
+    layout = pair.plan.layout
+
+    def beside(first: Any, second: Any) -> Any:
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, second)
+
+    move = pair.forward._replace(can_skip=beside(pair.forward.can_skip, pair.forward.can_skip))
+    turned = jax.tree.map(lambda part: reverse(part, 0, layout.frames, layout.labels), y)
+    after, history = _record_chunk(pair, move, beside(again, onward), beside(y, turned), history)
+    onward = _normalize(jax.tree.map(lambda part: part[2:], after))
+    found = _Found(
+        jax.tree.map(lambda part: part[1:, :2], history),
+        jax.tree.map(lambda part: reverse(part[1:, 2:], 0, 1, layout.labels), history),
+        _totals(again, _swap_halves(onward, layout), pair),
+    )
+    return onward, history, found
+
+
 def _record_chunk(
-    pair: _Pair, alpha: Alpha, y: _Chunk, history: _History, *, back: bool = False
+    pair: _Pair, move: Transitions, alpha: Alpha, y: _Chunk, history: _History
 ) -> tuple[Alpha, _History]:
     """Scans the frames of a chunk, forward or backward, and records the states between them.
 
     The labels are read from the history and written there, and not carried, because XLA:CPU copies
     what a loop carries from one turn to the next and does not change in its place.
     """
-    plan = pair.plan
-    move = pair.backward if back else pair.forward
+    plan, back = pair.plan, move.backward
 
     def record(alpha, history, boundary):
         now = _recorded(pair, alpha)
@@ -422,24 +490,27 @@ def _swap_halves(alpha: Any, layout: Layout) -> Any:
 
 
 def _total_at_middle(met: Alpha, pair: _Pair) -> Number:
-    layout = pair.plan.layout
-    sides = transition(met, pair.forward, WIDE), _swap_halves(met, layout)
-    arrived, beta = jax.tree.map(lambda part: layout.from_layout(part, 1), sides)
-    both = sum_of_products(arrived, beta, WIDE)  # the image has the same total
+    both = _totals(met, _swap_halves(met, pair.plan.layout), pair)
     return jax.tree.map(lambda part: part[0], both)
 
 
-def _occupancy(
-    alphas: Number, betas: Number, emission: Number, total: Number, counts: Array, layout: Layout
-) -> Float[Array, "2 B chunk_size N"]:
-    """alpha_t(s) · beta_t(s) / (y_t(s) · total); both passes have y_t, so one is divided by it.
+def _totals(alpha: Alpha, beta: Alpha, pair: _Pair) -> Number:
+    """The total between two frames, `[2, B]`: once through the graph, once through its image."""
+    sides = transition(alpha, pair.forward, WIDE), beta
+    arrived, beta = jax.tree.map(lambda part: pair.plan.layout.from_layout(part, 1), sides)
+    return sum_of_products(arrived, beta, WIDE)
 
-    `[2, B, chunk_size, N]` laid out, of histories; 0 where it does not count.
+
+def _occupancy(
+    alphas: Number, betas: Number, emission: Number, total: Number, layout: Layout
+) -> Float[Array, "2 B chunk_size N"]:
+    """alpha_t(s) · beta_t(s) / (y_t(s) · total), laid out; both passes have y_t, so one is divided
+    by it.
     """
 
-    def rows(number: Number, part: slice) -> Number:
-        return jax.tree.map(lambda many: jnp.moveaxis(many[part], 0, layout.frames), number)
+    def frames_inside(part: Array) -> Array:
+        return jnp.moveaxis(part, 0, layout.frames)
 
-    alpha, beta = rows(alphas, slice(1, None)), rows(betas, slice(None, -1))
-    found = WIDE.occupancy(alpha, WIDE.divide(beta, emission), total)
-    return select(counts, found, 0)
+    alpha, beta = jax.tree.map(frames_inside, (alphas, betas))
+    total = jax.tree.map(lambda part: layout.to_layout(part[..., None, None], 2), total)
+    return WIDE.occupancy(alpha, WIDE.divide(beta, emission), total)
