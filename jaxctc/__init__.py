@@ -77,6 +77,9 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
+from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
+from jaxctc.subtitles import format_spans, write_spans
+from jaxctc.text import EncodedText, Vocabulary
 
 __version__ = "0.1.1"
 
@@ -85,6 +88,7 @@ __all__ = [
     "Automaton",
     "BeamState",
     "CustomModel",
+    "EncodedText",
     "ErrorCounts",
     "ErrorRate",
     "Hypotheses",
@@ -92,10 +96,13 @@ __all__ = [
     "PaddedBatch",
     "Posteriors",
     "Prefixes",
+    "Span",
     "StateLogProbs",
     "TokenNGrams",
+    "Vocabulary",
     "WeightedSum",
     "WordNGrams",
+    "WordSpans",
     "WordState",
     "alignment_entropy",
     "backward_log_probs",
@@ -121,8 +128,10 @@ __all__ = [
     "focal_loss",
     "forced_align",
     "format_errors",
+    "format_spans",
     "forward_log_probs",
     "greedy_decode",
+    "group_spans",
     "hot_words",
     "is_feasible",
     "label_paddings_from",
@@ -139,6 +148,9 @@ __all__ = [
     "sample_alignments",
     "smoothing_penalty",
     "squared_error",
+    "timed_spans",
     "validate",
     "wer",
+    "word_spans",
+    "write_spans",
 ]
