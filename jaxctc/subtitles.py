@@ -72,7 +72,7 @@ def format_spans(
     if format == "ctm":
         return "".join(_ctm(checked, "_".join(recording.split()) or "_"))
     if format == "json":
-        found = {"spans": [_as_object(span) for span in checked]}
+        found = {"spans": [as_object(span) for span in checked]}
         return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
     return "\n".join(_textgrid(checked, duration or 0.0))
 
@@ -205,7 +205,8 @@ def _ctm(spans: Sequence[Span], recording: str) -> Iterator[str]:
             yield " ".join(fields) + "\n"
 
 
-def _as_object(span: Span) -> dict[str, object]:
+def as_object(span: Span) -> dict[str, object]:
+    """A span as JSON has it."""
     found: dict[str, object] = {
         "text": span.text,
         "start": round(float(span.start), 6),
@@ -213,7 +214,7 @@ def _as_object(span: Span) -> dict[str, object]:
         "confidence": None if span.confidence is None else round(span.confidence, 6),
     }
     if span.parts:
-        found["parts"] = [_as_object(part) for part in span.parts]
+        found["parts"] = [as_object(part) for part in span.parts]
     return found
 
 

@@ -1,0 +1,470 @@
+r"""Subtitles and transcripts from a file of scores, as commands.
+
+    python -m jaxctc align LOGITS.npy TEXT.txt --vocabulary TOKENS.txt --frame-seconds 0.02 \
+        --output OUT.srt
+    python -m jaxctc decode LOGITS.npy --vocabulary TOKENS.txt --beam-width 32 --best 5
+
+Whatever is wrong with an input is said in one line, and no file is ever written in part.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxctc._core import checks
+from jaxctc.alignment import forced_align
+from jaxctc.decoding.arpa import read_arpa
+from jaxctc.decoding.beam_search import beam_finish, beam_init, beam_step
+from jaxctc.decoding.language_models import hot_words
+from jaxctc.padding import required_frames, validate
+from jaxctc.spans import Span, group_spans, timed_spans, word_spans
+from jaxctc.subtitles import FORMATS, as_object, format_of, format_spans, write_whole
+from jaxctc.text import EncodedText, Vocabulary
+
+CHUNK = 500
+"""Frames that the beam search takes between two reports of its progress."""
+LONG = 20_000
+"""Frames from which on an alignment says what it is at."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"python -m jaxctc: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser("python -m jaxctc", description="Connectionist Temporal Classification.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    align = commands.add_parser("align", help="find when each word of a text is said")
+    align.set_defaults(run=run_align, command="align")
+    decode = commands.add_parser("decode", help="find what is said")
+    decode.set_defaults(run=run_decode, command="decode", unknown="raise")
+    for command in (align, decode):
+        _add_inputs(command)
+    align.add_argument("text", type=Path, metavar="TEXT", help="what is said, a cue on each line")
+    _add_times(align, required=True)
+    _add_times(decode, required=False)
+    _add_align(align)
+    _add_decode(decode)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("logits", type=Path, metavar="LOGITS", help="scores [frames, classes], a file of NumPy's")
+    add("--vocabulary", type=Path, required=True, metavar="TOKENS", help="a token a line, or .json")
+    add("--blank-id", type=int, default=0, metavar="ID", help="class of the blank (default: 0)")
+    separator = "between words, or the mark at their beginning; '' for none"
+    add("--separator", metavar="TOKEN", help=f"{separator} (default: ▁, | or space, if a token)")
+    add("--log-probs", action="store_true", help="the scores are log-probabilities")
+    case = "change the text's case before looking it up"
+    add("--case", choices=("keep", "lower", "upper"), default="keep", help=case)
+
+
+def _add_times(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    add = parser.add_argument
+    add("--frame-seconds", type=_positive, required=required, help="from one frame to the next")
+    add("--offset", type=_number, default=0.0, help="seconds before the first frame (default: 0)")
+    endings = ", ".join(f".{name}" for name in FORMATS)
+    add("-o", "--output", type=Path, help=f"file to write, {endings} by its ending")
+
+
+def _add_align(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cues", choices=("lines", "short", "words"), default="lines", help="what a cue is")
+    unknown = "what to do about characters without a token (default: raise)"
+    add("--unknown", choices=("raise", "drop", "wildcard"), default="raise", help=unknown)
+    penalty = "nats per frame that a wildcard takes in (default: 1)"
+    add("--wildcard-penalty", type=_number, default=1.0, metavar="NATS", help=penalty)
+    add("--open-ends", action="store_true", help="more is said before and after the text")
+    add("--priors", type=Path, help="log-probabilities of classes [classes], a file of NumPy's")
+    add("--prior-scale", type=_number, default=1.0, help="how much of them (default: 1)")
+
+
+def _add_decode(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--beam-width", type=_count, default=16, help="how many prefixes to keep (default: 16)")
+    add("--best", type=_count, default=1, metavar="N", help="how many to give (default: 1)")
+    add("--arpa", type=Path, help="n-grams of words, or of tokens if there is no separator")
+    add("--lm-weight", type=_number, default=1.0, help="factor of their log-probabilities")
+    add("--length-bonus", type=_number, default=0.0, help="nats per label (default: 0)")
+    add("--hot-words", type=Path, help="a phrase a line, a tab and a bonus after it if you like")
+    add("--hot-word-bonus", type=_number, default=5.0, help="nats for the others (default: 5)")
+
+
+def run_align(options: argparse.Namespace) -> None:
+    """When each word of the text is said."""
+    form = _format_of_output(options, FORMATS) or "srt"
+    vocabulary = _vocabulary(options)
+    scores = _scores(options, vocabulary)
+    lines = _lines(options.command, options.text)
+    each = _encode(options, vocabulary, options.text, lines)
+    encoded = _joined(vocabulary, each, options.open_ends)
+    labels, word_ids = encoded.labels, encoded.word_ids
+    has_wildcards = bool(np.any(labels == vocabulary.wildcard_id))
+    wildcard = vocabulary.wildcard_id if has_wildcards else None
+    _check_fit(options, scores, labels, wildcard, vocabulary.blank_id)
+    with _announced(f"aligning {len(labels)} labels to {len(scores)} frames", len(scores) >= LONG):
+        best = forced_align(
+            scores,
+            None,
+            labels,
+            None,
+            blank_id=vocabulary.blank_id,
+            logits_normalized=options.log_probs,
+            label_priors=_priors(options.priors, vocabulary),
+            prior_scale=options.prior_scale,
+            wildcard_id=wildcard,
+            wildcard_penalty=options.wildcard_penalty,
+        )
+        score = float(best.score)
+    if len(labels) and not math.isfinite(score):
+        requirement = "give the text some probability"
+        checks.fail("align", str(options.logits), requirement, f"a score of {score} nats")
+    found = word_spans(best, labels, None, word_ids=word_ids)
+    seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
+    words = timed_spans(found, [word for line in encoded.words for word in line], **seconds)
+    cues = _cues(words, lines, [len(line) for line in encoded.words], options.cues)
+    _write_cues(options, cues, form, len(scores))
+
+
+def _cues(words: list[Span], lines: list[str], counts: list[int], kind: str) -> list[Span]:
+    """The spans to write: the lines as they stand in the text, or others."""
+    if kind == "words":
+        return words
+    if kind == "short":
+        return group_spans(words)
+    if not words:
+        return []
+    shown = [line for line, count in zip(lines, counts, strict=True) if count]
+    cues = group_spans(words, counts=counts)
+    return [cue._replace(text=line.strip()) for cue, line in zip(cues, shown, strict=True)]
+
+
+def _joined(vocabulary: Vocabulary, batch: EncodedText, open_ends: bool) -> EncodedText:
+    """The lines as one text; `words` stay parted by lines."""
+    end = np.full(int(open_ends), vocabulary.wildcard_id, np.int32)
+    none = np.full_like(end, -1)
+    labels, word_ids, count = [end], [none], 0
+    for row, ids, line in zip(batch.labels, batch.word_ids, batch.words, strict=True):
+        if not line:
+            continue
+        if count and vocabulary.separator_id is not None:
+            labels.append(np.array([vocabulary.separator_id], np.int32))
+            word_ids.append(np.array([-1], np.int32))
+        labels.append(row[row >= 0])
+        word_ids.append(np.where(ids < 0, ids, ids + count)[row >= 0])
+        count += len(line)
+    whole = np.concatenate([*labels, end])
+    ids = np.concatenate([*word_ids, none])
+    return EncodedText(whole, whole < 0, ids, batch.words, batch.unknown)
+
+
+def run_decode(options: argparse.Namespace) -> None:
+    """What is said: the best hypotheses with their scores, or the best one as cues."""
+    form = _format_of_output(options, ("txt", *FORMATS)) or "txt"
+    if options.frame_seconds is None and form not in ("txt", "json"):
+        checks.fail("decode", "--frame-seconds", f"be given for .{form}", None)
+    if options.best > options.beam_width:
+        remedy = "See --beam-width."
+        checks.fail("decode", "--best", f"be at most {options.beam_width}", options.best, remedy)
+    vocabulary = _vocabulary(options)
+    scores = _scores(options, vocabulary)
+    validate(scores, None, np.zeros(0, np.int32), None, blank_id=vocabulary.blank_id)
+    best = _search(options, vocabulary, scores)
+    found = [
+        (round(float(score), 6), np.asarray(labels[:length]))
+        for labels, length, score in zip(best.labels, best.lengths, best.scores, strict=True)
+        if score > -math.inf
+    ]
+    if form == "txt":
+        lines = (f"{score:.4f}\t{vocabulary.decode(labels)}\n" for score, labels in found)
+        _write(options.output, "".join(lines))
+    elif form == "json":
+        results = [
+            {"score": score, "text": vocabulary.decode(labels)}
+            | _times_as_object(options, vocabulary, scores, labels)
+            for score, labels in found
+        ]
+        dump = json.dumps({"hypotheses": results}, ensure_ascii=False, indent=2)
+        _write(options.output, dump + "\n")
+    else:
+        cues = _said(options, vocabulary, scores, found[0][1])
+        _write_cues(options, cues, form, len(scores))
+
+
+def _times_as_object(
+    options: argparse.Namespace,
+    vocabulary: Vocabulary,
+    scores: Float[np.ndarray, "T K"],
+    labels: Int[np.ndarray, " N"],
+) -> dict[str, Any]:
+    """The spans of a hypothesis for JSON, if a frame's time is known."""
+    if options.frame_seconds is None:
+        return {}
+    return {"spans": [as_object(span) for span in _said(options, vocabulary, scores, labels)]}
+
+
+def _search(
+    options: argparse.Namespace, vocabulary: Vocabulary, scores: Float[np.ndarray, "T K"]
+) -> Any:
+    """A beam search in chunks of one shape, so that it is compiled once."""
+    models: dict[str, Any] = {}
+    if options.arpa is not None:
+        separator = vocabulary.separator_id
+        names = vocabulary.tokens
+        models["language_model"] = (
+            read_arpa(options.arpa, names)
+            if separator is None
+            else read_arpa(options.arpa, names, separator=separator)
+        )
+    if options.hot_words is not None:
+        models["hot_words"] = hot_words(*_hot_words(options, vocabulary))
+    state = beam_init(len(scores), beam_width=options.beam_width, **models)
+    weights = {"lm_weight": options.lm_weight}
+    for start in _progress(range(0, len(scores), CHUNK)):
+        chunk = scores[start : start + CHUNK]
+        missing = CHUNK - len(chunk) if start else 0
+        state = beam_step(
+            state,
+            np.pad(chunk, ((0, missing), (0, 0))),
+            np.arange(len(chunk) + missing) >= len(chunk),
+            blank_id=vocabulary.blank_id,
+            logits_normalized=options.log_probs,
+            length_bonus=options.length_bonus,
+            **weights,
+            **models,
+        )
+    return beam_finish(state, num_hypotheses=options.best, **weights, **models)
+
+
+def _hot_words(
+    options: argparse.Namespace, vocabulary: Vocabulary
+) -> tuple[list[list[int]], list[float]]:
+    words, bonuses = [], []
+    for line in _lines("decode", options.hot_words):
+        phrase, _, bonus = line.partition("\t")
+        words.append(phrase)
+        try:
+            bonuses.append(float(bonus) if bonus.strip() else options.hot_word_bonus)
+        except ValueError:
+            checks.fail("decode", str(options.hot_words), "have numbers after tabs", repr(line))
+    encoded = _encode(options, vocabulary, options.hot_words, words)
+    return [row[row >= 0].tolist() for row in encoded.labels], bonuses
+
+
+def _said(
+    options: argparse.Namespace,
+    vocabulary: Vocabulary,
+    scores: Float[np.ndarray, "T K"],
+    labels: Int[np.ndarray, " N"],
+) -> list[Span]:
+    """Lines of words of a hypothesis, with their times; without a separator, its labels."""
+    best = forced_align(
+        scores,
+        None,
+        labels,
+        None,
+        blank_id=vocabulary.blank_id,
+        logits_normalized=options.log_probs,
+    )
+    seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
+    if vocabulary.separator is None:
+        return timed_spans(best, [vocabulary.tokens[label] for label in labels], **seconds)
+    found = word_spans(best, labels, None, **vocabulary.word_options)
+    return group_spans(timed_spans(found, vocabulary.words(labels), **seconds))
+
+
+# What comes in, and what is wrong with it.
+
+
+def _vocabulary(options: argparse.Namespace) -> Vocabulary:
+    vocabulary = Vocabulary.from_file(options.vocabulary, blank_id=options.blank_id)
+    separator = options.separator
+    if separator is None:
+        tokens = vocabulary.tokens
+        is_used = {mark: any(t == mark for t in tokens) for mark in ("|", " ")}
+        is_used = {"▁": any(t.startswith("▁") for t in tokens)} | is_used
+        separator = next((mark for mark, used in is_used.items() if used), "")
+    return dataclasses.replace(vocabulary, separator=separator or None)
+
+
+def _encode(
+    options: argparse.Namespace, vocabulary: Vocabulary, path: Path, texts: list[str]
+) -> EncodedText:
+    """The lines of a file as ids; says which characters are unknown, or that none may be."""
+    change = {"keep": None, "lower": str.lower, "upper": str.upper}[options.case]
+    may_be = options.unknown != "raise"
+    how = "wildcard" if options.unknown == "wildcard" else "drop"
+    encoded = vocabulary.encode(texts, unknown=how, normalize=change)
+    some = ", ".join(f"{sign!r} ({count})" for sign, count in encoded.unknown.most_common(8))
+    if some and not may_be:
+        remedy = "See --case and --separator" + ", or --unknown." * (options.command == "align")
+        requirement = "have a token for every character"
+        checks.fail(options.command, str(path), requirement, some, remedy)
+    if some:
+        done = "left out" if how == "drop" else "taken for wildcards"
+        print(f"characters without a token, {done}: {some}", file=sys.stderr)
+    return encoded
+
+
+def _scores(options: argparse.Namespace, vocabulary: Vocabulary) -> Float[np.ndarray, "T K"]:
+    command, path = options.command, options.logits
+    scores, classes = _array(command, path), len(vocabulary.tokens)
+    while scores.ndim > 2 and scores.shape[0] == 1:
+        scores = scores[0]
+    if scores.ndim != 2 or scores.shape[1] != classes:
+        remedy = "It is transposed." if scores.shape == (classes, *scores.shape[1:]) else ""
+        requirement = f"have shape [frames, {classes}], as there are {classes} tokens"
+        checks.fail(command, str(path), requirement, scores.shape, remedy)
+    return scores
+
+
+def _array(command: str, path: Path) -> Float[np.ndarray, "..."]:
+    """Real numbers from a file, as float32."""
+    requirement = "be an array in NumPy's .npy format"
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        checks.fail(command, str(path), requirement, str(error))
+    if not isinstance(array, np.ndarray):
+        checks.fail(command, str(path), requirement, "an archive of several")
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        checks.fail(command, str(path), "hold real numbers", array.dtype)
+    return array.astype(np.float32)
+
+
+def _priors(path: Path | None, vocabulary: Vocabulary) -> Float[np.ndarray, " K"] | None:
+    if path is None:
+        return None
+    priors = _array("align", path)
+    if priors.shape != (len(vocabulary.tokens),):
+        checks.fail("align", str(path), f"have shape {(len(vocabulary.tokens),)}", priors.shape)
+    return priors
+
+
+def _lines(command: str, path: Path) -> list[str]:
+    """The lines of a file that have something on them."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        checks.fail(command, str(path), "be text in UTF-8", str(error))
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _check_fit(
+    options: argparse.Namespace,
+    scores: Float[np.ndarray, "T K"],
+    labels: Int[np.ndarray, " N"],
+    wildcard: int | None,
+    blank: int,
+) -> None:
+    """Refuses scores that are NaN, and more text than there are frames."""
+    needed = int(required_frames(labels, wildcard_id=wildcard))
+    if needed > len(scores):
+        got = f"one that needs {needed} frames, and {len(scores)} frames in {options.logits}"
+        checks.fail("align", str(options.text), "be a text that fits into the frames", got)
+    validate(scores, None, labels, None, blank_id=blank, wildcard_id=wildcard)
+
+
+def _format_of_output(options: argparse.Namespace, known: tuple[str, ...]) -> str | None:
+    """The format that the output's name ends with; None for the standard output."""
+    path = options.output
+    if path is None:
+        return None
+    if not path.parent.is_dir():
+        checks.fail("--output", str(path), "be in a folder that is there", str(path.parent))
+    return "txt" if path.suffix == ".txt" and "txt" in known else format_of("--output", path)
+
+
+# What goes out, and what is said meanwhile.
+
+
+def _write_cues(options: argparse.Namespace, cues: list[Span], form: str, frames: int) -> None:
+    duration = options.offset + frames * options.frame_seconds
+    name = (options.output or options.logits).stem
+    _write(options.output, format_spans(cues, form, duration=duration, recording=name))
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        write_whole(path, text)
+
+
+@contextmanager
+def _announced(what: str, is_long: bool) -> Iterator[None]:
+    """Says what is going on, and then how long it took."""
+    if is_long:
+        print(f"{what} …", end="", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    yield
+    if is_long:
+        print(f" {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def _progress(steps: range) -> Iterator[int]:
+    """A bar, if tqdm is installed and there is more than one step; else a line at every tenth."""
+    if len(steps) < 2:
+        yield from steps
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for place, step in enumerate(steps):
+            if place and place * 10 // len(steps) > (place - 1) * 10 // len(steps):
+                print(f"{100 * place // len(steps)} % of the frames", file=sys.stderr)
+            yield step
+    else:
+        yield from tqdm(steps, unit_scale=CHUNK, unit=" frames", file=sys.stderr)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 on; got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
