@@ -67,6 +67,7 @@ from jaxctc.padding import (
     required_frames,
     validate,
 )
+from jaxctc.plot import plot_alignment, plot_error_rates, plot_posteriors
 from jaxctc.posteriors import (
     Posteriors,
     StateLogProbs,
@@ -140,6 +141,9 @@ __all__ = [
     "mwer_loss",
     "pad_to_bucket",
     "paddings_to_lengths",
+    "plot_alignment",
+    "plot_error_rates",
+    "plot_posteriors",
     "posteriors",
     "prefix_beam_search",
     "read_arpa",

@@ -142,6 +142,7 @@ MAY_IMPORT = {
     "text": {"_core.checks"},
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},
     "subtitles": {"_core.checks", "spans"},
+    "plot": {"_core.checks", "alignment", "metrics.error_rates", "posteriors", "spans"},
     "__main__": {
         "_core.checks",
         "alignment",

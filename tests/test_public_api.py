@@ -35,6 +35,9 @@ ON_THE_HOST = {
     "group_spans",
     "hot_words",
     "pad_to_bucket",
+    "plot_alignment",
+    "plot_error_rates",
+    "plot_posteriors",
     "read_arpa",
     "timed_spans",
     "validate",
@@ -100,6 +103,14 @@ CALLS = {
     "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
     "pad_to_bucket": (list(LOGITS), list(LABELS), [(5, 3), (8, 4)]),
     "paddings_to_lengths": (LABEL_PADDINGS,),
+    "plot_alignment": (jax.tree.map(lambda a: a[1], ALIGNMENT), LABELS[1], LABEL_PADDINGS[1]),
+    "plot_error_rates": ({"a": jaxctc.ErrorCounts(*np.array([[1], [2], [0], [9]]))},),
+    "plot_posteriors": (
+        jaxctc.Posteriors(jnp.asarray(LOGITS[1, :, 0]), jnp.asarray(LOGITS[1, :, 1:])),
+        LOGIT_PADDINGS[1],
+        LABELS[1],
+        LABEL_PADDINGS[1],
+    ),
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
@@ -156,6 +167,8 @@ every_traced_function = pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - 
 
 def call_of(name):
     """The function, with what it requires beside its first arguments."""
+    if name.startswith("plot_"):
+        pytest.importorskip("matplotlib", reason="needs the extra `plot`").use("Agg")
     return functools.partial(FUNCTIONS[name], **REQUIRED.get(name, {}))
 
 
@@ -354,7 +367,9 @@ def test_lists_will_do(name):
     lists = [a if a is KEY or not isinstance(a, np.ndarray) else a.tolist() for a in CALLS[name]]
     if name in ON_THE_HOST:
         plain, result = call_of(name)(*lists), call_of(name)(*CALLS[name])
-        if isinstance(plain, str | list):
+        if name.startswith("plot_"):
+            assert plain is result  # the current axes
+        elif isinstance(plain, str | list):
             assert plain == result
         else:
             assert_same(plain, result)
