@@ -147,21 +147,19 @@ def run_align(options: argparse.Namespace) -> None:
     found = word_spans(best, labels, None, word_ids=word_ids)
     seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
     words = timed_spans(found, [word for line in encoded.words for word in line], **seconds)
-    cues = _cues(words, lines, [len(line) for line in encoded.words], options.cues)
+    cues = words
+    if options.cues == "short":
+        cues = group_spans(words, space="" if vocabulary.separator is None else " ")
+    elif options.cues == "lines" and words:
+        cues = _lines_as_written(words, lines, [len(line) for line in encoded.words])
     _write_cues(options, cues, form, len(scores))
 
 
-def _cues(words: list[Span], lines: list[str], counts: list[int], kind: str) -> list[Span]:
-    """The spans to write: the lines as they stand in the text, or others."""
-    if kind == "words":
-        return words
-    if kind == "short":
-        return group_spans(words)
-    if not words:
-        return []
-    shown = [line for line, count in zip(lines, counts, strict=True) if count]
-    cues = group_spans(words, counts=counts)
-    return [cue._replace(text=line.strip()) for cue, line in zip(cues, shown, strict=True)]
+def _lines_as_written(words: list[Span], lines: list[str], counts: list[int]) -> list[Span]:
+    """A span for each line that has words, with the line's own text."""
+    shown = [line.strip() for line, count in zip(lines, counts, strict=True) if count]
+    spans = group_spans(words, counts=counts)
+    return [span._replace(text=text) for span, text in zip(spans, shown, strict=True)]
 
 
 def _joined(vocabulary: Vocabulary, batch: EncodedText, open_ends: bool) -> EncodedText:
@@ -282,7 +280,7 @@ def _said(
     scores: Float[np.ndarray, "T K"],
     labels: Int[np.ndarray, " N"],
 ) -> list[Span]:
-    """Lines of words of a hypothesis, with their times; without a separator, its labels."""
+    """Lines of the words of a hypothesis, with times; of its labels, if there is no separator."""
     best = forced_align(
         scores,
         None,
@@ -293,7 +291,8 @@ def _said(
     )
     seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
     if vocabulary.separator is None:
-        return timed_spans(best, [vocabulary.tokens[label] for label in labels], **seconds)
+        signs = [vocabulary.tokens[label] for label in labels]
+        return group_spans(timed_spans(best, signs, **seconds), space="")
     found = word_spans(best, labels, None, **vocabulary.word_options)
     return group_spans(timed_spans(found, vocabulary.words(labels), **seconds))
 
@@ -315,7 +314,10 @@ def _vocabulary(options: argparse.Namespace) -> Vocabulary:
 def _encode(
     options: argparse.Namespace, vocabulary: Vocabulary, path: Path, texts: list[str]
 ) -> EncodedText:
-    """The lines of a file as ids; says which characters are unknown, or that none may be."""
+    """The lines of a file as ids; says which characters are unknown, or that none may be.
+
+    Without a separator each label counts as a word, so that it has a time.
+    """
     change = {"keep": None, "lower": str.lower, "upper": str.upper}[options.case]
     may_be = options.unknown != "raise"
     how = "wildcard" if options.unknown == "wildcard" else "drop"
@@ -328,7 +330,13 @@ def _encode(
     if some:
         done = "left out" if how == "drop" else "taken for wildcards"
         print(f"characters without a token, {done}: {some}", file=sys.stderr)
-    return encoded
+    if vocabulary.separator is not None:
+        return encoded
+    places = np.broadcast_to(
+        np.arange(encoded.labels.shape[1], dtype=np.int32), encoded.labels.shape
+    )
+    signs = [[vocabulary.decode([label]) for label in row[row >= 0]] for row in encoded.labels]
+    return encoded._replace(word_ids=np.where(encoded.labels < 0, -1, places), words=signs)
 
 
 def _scores(options: argparse.Namespace, vocabulary: Vocabulary) -> Float[np.ndarray, "T K"]:

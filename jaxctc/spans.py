@@ -302,6 +302,7 @@ def group_spans(
     max_characters: int = 84,
     max_seconds: float = 7.0,
     max_gap: float = 1.5,
+    space: str = " ",
 ) -> list[Span]:
     """Words put together to lines, as subtitles show them.
 
@@ -312,10 +313,11 @@ def group_spans(
       max_characters: the longest text of a line, in characters. A longer word stands alone.
       max_seconds: the longest time of a line.
       max_gap: the longest silence within a line, in seconds.
+      space: what stands between two words in the text of a line; "" for spans of characters.
 
     Returns:
-      A list of `Span`, the words as `parts` of each. Texts have one space between words; the
-      confidence is the least of the words', None if none has one.
+      A list of `Span`, the words as `parts` of each. The confidence is the least of the words',
+      None if none has one.
 
     Raises:
       ValueError: if `counts` do not add up to the number of words, or `max_characters` is
@@ -334,13 +336,13 @@ def group_spans(
             checks.fail(function, "counts", f"add up to {len(words)} words", sum(sizes))
         ends = np.cumsum([0, *sizes]).tolist()
         lines = [words[start:end] for start, end in itertools.pairwise(ends)]
-        return [_line(line) for line in lines if line]
+        return [_line(line, space) for line in lines if line]
     lines: list[list[Span]] = []
     for word in words:
         line = [*lines[-1], word] if lines else []
         fits = (
             line
-            and len(" ".join(part.text for part in line)) <= longest
+            and len(space.join(part.text for part in line)) <= longest
             and word.end - line[0].start <= max_seconds
             and word.start - line[-2].end <= max_gap
         )
@@ -348,13 +350,13 @@ def group_spans(
             lines[-1] = line
         else:
             lines.append([word])
-    return [_line(line) for line in lines]
+    return [_line(line, space) for line in lines]
 
 
-def _line(words: list[Span]) -> Span:
+def _line(words: list[Span], space: str) -> Span:
     known = [word.confidence for word in words if word.confidence is not None]
     return Span(
-        " ".join(word.text for word in words),
+        space.join(word.text for word in words),
         words[0].start,
         words[-1].end,
         min(known, default=None),

@@ -145,6 +145,21 @@ def test_log_probabilities_and_priors(talk, rng):
     assert found[0] != found[2]
 
 
+def test_without_words_characters_have_times(talk):
+    """As in scripts that leave no space; a line is a cue all the same."""
+    tokens = [*TOKENS[:1], "、", *TOKENS[2:]]
+    (talk / "tokens.txt").write_text("\n".join(tokens))
+    (talk / "talk.txt").write_text("hello、bob、\ncab")
+    assert align("-o", "a.json") == 0
+    first, second = json.loads((talk / "a.json").read_text())["spans"]
+    assert (first["text"], second["text"]) == ("hello、bob、", "cab")
+    assert "".join(part["text"] for part in first["parts"]) == "hello、bob、"
+    assert [part["start"] for part in first["parts"]][:2] == [STARTS[0] / 2, STARTS[0] / 2 + 1.5]
+    assert second["start"] == STARTS[2] / 2
+    assert decode("-o", "b.srt", "--frame-seconds", "0.1") == 0
+    assert [cue[2] for cue in read_srt(talk / "b.srt")] == ["hello、bob、cab"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -221,6 +221,12 @@ def test_known_lines():
     assert lines == [Span("a b", 0, 2, 0.8, tuple(words[:2])), Span("c", 2, 3, 0.7, (words[2],))]
 
 
+def test_characters_have_no_space_between():
+    signs = [Span(text, place, place + 1) for place, text in enumerate("abcd")]
+    lines = group_spans(signs, max_characters=3, space="")
+    assert [line.text for line in lines] == ["abc", "d"]
+
+
 ZEROS = jnp.zeros((2, 3), jnp.int32)
 ALIGNMENT = jaxctc.Alignment(ZEROS, ZEROS, ZEROS, jnp.zeros((2, 3)), jnp.zeros(2))
 LABELS = np.ones((2, 3), np.int32)
