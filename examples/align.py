@@ -14,6 +14,7 @@ once the network has begun to read: before, there is nothing to spread.
 
 import argparse
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -84,6 +85,9 @@ def train(scans: Scans, arguments: argparse.Namespace) -> tuple[Reader, Priors]:
     return model, priors
 
 
+score = nnx.jit(Reader.__call__)
+
+
 @nnx.jit
 def align(
     model: Reader, lines: Lines, priors: Priors
@@ -151,6 +155,16 @@ def with_a_wildcard(lines: Lines, line: int) -> Lines:
     return lines
 
 
+def save_first_line(model: Reader, lines: Lines, priors: Priors, folder: Path) -> None:
+    """What `python -m jaxctc align` needs to find the digits of the first line itself."""
+    logits = np.asarray(score(model, lines.images))[0]
+    np.save(folder / "line.npy", logits[~lines.image_paddings[0]])
+    np.save(folder / "priors.npy", np.asarray(priors.log_probs * priors.scale))
+    names = [NAMES[label] for label in lines.labels[0][~lines.label_paddings[0]]]
+    (folder / "line.txt").write_text("".join(names))
+    (folder / "tokens.txt").write_text("\n".join(NAMES))
+
+
 def _scale(text: str) -> float:
     try:
         value = float(text)
@@ -167,7 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=600, help="updates (default: 600)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument("--prior-scale", type=_scale, default=0.4, help="0 to 1 (default: 0.4)")
-    parser.add_argument("--output", type=folder, help="folder for the picture (default: none)")
+    parser.add_argument("--output", type=folder, help="for the picture and a line (default: none)")
     arguments = parser.parse_args()
 
     model, priors = train(load_scans("train"), arguments)
@@ -180,6 +194,7 @@ def main() -> None:
         draw(shown, *align(model, shown, priors), figure)
         path = arguments.output / "alignment.png"
         figure.savefig(path, dpi=110)
+        save_first_line(model, lines, priors, arguments.output)
         print(f"picture: {path}")
 
 
