@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ CHUNK = 500
 """Frames that the beam search takes between two reports of its progress."""
 LONG = 20_000
 """Frames from which on an alignment says what it is at."""
+PATIENCE = 10
+"""Seconds between two signs of life while it aligns."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> _Parser:
     parser = _Parser("python -m jaxctc", description="Connectionist Temporal Classification.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="align|decode")
     align = commands.add_parser("align", help="find when each word of a text is said")
     align.set_defaults(run=run_align, command="align")
     decode = commands.add_parser("decode", help="find what is said")
@@ -86,22 +89,27 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_times(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add = parser.add_argument
-    add("--frame-seconds", type=_positive, required=required, help="from one frame to the next")
-    add("--offset", type=_number, default=0.0, help="seconds before the first frame (default: 0)")
+    step = "from one frame to the next"
+    add("--frame-seconds", type=_positive, required=required, metavar="SECONDS", help=step)
+    first = "when the first frame begins (default: 0)"
+    add("--offset", type=_number, default=0.0, metavar="SECONDS", help=first)
     endings = ", ".join(f".{name}" for name in FORMATS)
-    add("-o", "--output", type=Path, help=f"file to write, {endings} by its ending")
+    add("-o", "--output", type=Path, metavar="FILE", help=f"to write, {endings} by its ending")
 
 
 def _add_align(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cues", choices=("lines", "short", "words"), default="lines", help="what a cue is")
+    kinds = "what a cue is: a line of TEXT, at most 84 characters and 7 seconds, or a word"
+    add("--cues", choices=("lines", "short", "words"), default="lines", help=kinds)
     unknown = "what to do about characters without a token (default: raise)"
     add("--unknown", choices=("raise", "drop", "wildcard"), default="raise", help=unknown)
     penalty = "nats per frame that a wildcard takes in (default: 1)"
     add("--wildcard-penalty", type=_number, default=1.0, metavar="NATS", help=penalty)
     add("--open-ends", action="store_true", help="more is said before and after the text")
-    add("--priors", type=Path, help="log-probabilities of classes [classes], a file of NumPy's")
-    add("--prior-scale", type=_number, default=1.0, help="how much of them (default: 1)")
+    priors = "log-probabilities of the classes [classes], a file of NumPy's"
+    add("--priors", type=Path, metavar="FILE", help=priors)
+    scale = "how much of them (default: 1)"
+    add("--prior-scale", type=_number, default=1.0, metavar="SCALE", help=scale)
 
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:
@@ -356,8 +364,8 @@ def _array(command: str, path: Path) -> Float[np.ndarray, "..."]:
     requirement = "be an array in NumPy's .npy format"
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        checks.fail(command, str(path), requirement, str(error))
+    except (ValueError, EOFError):  # the first also for what only pickle could read
+        checks.fail(command, str(path), requirement, "something else")
     if not isinstance(array, np.ndarray):
         checks.fail(command, str(path), requirement, "an archive of several")
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
@@ -426,13 +434,25 @@ def _write(path: Path | None, text: str) -> None:
 
 @contextmanager
 def _announced(what: str, is_long: bool) -> Iterator[None]:
-    """Says what is going on, and then how long it took."""
-    if is_long:
-        print(f"{what} …", end="", file=sys.stderr, flush=True)
-    start = time.monotonic()
-    yield
-    if is_long:
-        print(f" {time.monotonic() - start:.1f} s", file=sys.stderr)
+    """Says what is going on, that it still is every ten seconds, and how long it took."""
+    if not is_long:
+        yield
+        return
+    start, is_done = time.monotonic(), threading.Event()
+
+    def say_so() -> None:
+        while not is_done.wait(PATIENCE):
+            print(f"{time.monotonic() - start:.0f} s … ", end="", file=sys.stderr, flush=True)
+
+    print(f"{what} … ", end="", file=sys.stderr, flush=True)
+    speaker = threading.Thread(target=say_so, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        speaker.join()
+        print(f"{time.monotonic() - start:.1f} s", file=sys.stderr)
 
 
 def _progress(steps: range) -> Iterator[int]:

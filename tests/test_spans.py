@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import BATCHES, batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +73,22 @@ def test_words_are_runs_between_separators(confidence, rng):
         words += [(-1, -1, -1)] * (shape[-1] - len(words))
         for result, truth in zip(found[:3], zip(*words, strict=True), strict=True):
             np.testing.assert_allclose(result[place], truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("blank_id", BATCHES)
+def test_every_awkward_input(blank_id):
+    """Padding anywhere, no labels, labels that do not fit, NaN: words of what was aligned."""
+    arguments = batch_of(BATCHES[blank_id])
+    best = jaxctc.forced_align(*arguments, blank_id=blank_id)
+    labels, paddings = arguments[2:]
+    found = jax.tree.map(np.asarray, word_spans(best, labels, paddings, separator=SEPARATOR))
+    spans = jax.tree.map(np.asarray, best[1:4])
+    for row, case in enumerate(BATCHES[blank_id]):
+        starts, ends, sure = (part[row] for part in spans)
+        words = words_by_hand(labels[row], ~paddings[row], starts, ends, sure, min)
+        assert found.counts[row] == len(words)
+        assert found.starts[row, : len(words)].tolist() == [word[0] for word in words]
+        assert (found.starts[row] >= 0).any() <= (case.kind == "finite")
 
 
 def test_a_real_alignment():
