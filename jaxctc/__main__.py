@@ -17,13 +17,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxctc._core import checks
-from jaxctc.alignment import forced_align
+from jaxctc.alignment import Alignment, forced_align
+from jaxctc.command_line import new_parser
 from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.beam_search import beam_finish, beam_init, beam_step
 from jaxctc.decoding.language_models import hot_words
@@ -40,87 +42,15 @@ PATIENCE = 10
 """Seconds between two signs of life while it aligns."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = new_parser().parse_args(arguments)
     try:
-        options.run(options)
+        {"align": run_align, "decode": run_decode}[options.command](options)
     except (ValueError, OSError) as error:
         print(f"python -m jaxctc: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def _parser() -> _Parser:
-    parser = _Parser("python -m jaxctc", description="Connectionist Temporal Classification.")
-    commands = parser.add_subparsers(required=True, metavar="align|decode")
-    align = commands.add_parser("align", help="find when each word of a text is said")
-    align.set_defaults(run=run_align, command="align")
-    decode = commands.add_parser("decode", help="find what is said")
-    decode.set_defaults(run=run_decode, command="decode", unknown="raise")
-    for command in (align, decode):
-        _add_inputs(command)
-    align.add_argument("text", type=Path, metavar="TEXT", help="what is said, a cue on each line")
-    _add_times(align, required=True)
-    _add_times(decode, required=False)
-    _add_align(align)
-    _add_decode(decode)
-    return parser
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("logits", type=Path, metavar="LOGITS", help="scores [frames, classes], a file of NumPy's")
-    add("--vocabulary", type=Path, required=True, metavar="TOKENS", help="a token a line, or .json")
-    add("--blank-id", type=int, default=0, metavar="ID", help="class of the blank (default: 0)")
-    separator = "between words, or the mark at their beginning; '' for none"
-    add("--separator", metavar="TOKEN", help=f"{separator} (default: ▁, | or space, if a token)")
-    add("--log-probs", action="store_true", help="the scores are log-probabilities")
-    case = "change the text's case before looking it up"
-    add("--case", choices=("keep", "lower", "upper"), default="keep", help=case)
-
-
-def _add_times(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    add = parser.add_argument
-    step = "from one frame to the next"
-    add("--frame-seconds", type=_positive, required=required, metavar="SECONDS", help=step)
-    first = "when the first frame begins (default: 0)"
-    add("--offset", type=_number, default=0.0, metavar="SECONDS", help=first)
-    endings = ", ".join(f".{name}" for name in FORMATS)
-    add("-o", "--output", type=Path, metavar="FILE", help=f"to write, {endings} by its ending")
-
-
-def _add_align(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    kinds = "what a cue is: a line of TEXT, at most 84 characters and 7 seconds, or a word"
-    add("--cues", choices=("lines", "short", "words"), default="lines", help=kinds)
-    unknown = "what to do about characters without a token (default: raise)"
-    add("--unknown", choices=("raise", "drop", "wildcard"), default="raise", help=unknown)
-    penalty = "nats per frame that a wildcard takes in (default: 1)"
-    add("--wildcard-penalty", type=_number, default=1.0, metavar="NATS", help=penalty)
-    add("--open-ends", action="store_true", help="more is said before and after the text")
-    priors = "log-probabilities of the classes [classes], a file of NumPy's"
-    add("--priors", type=Path, metavar="FILE", help=priors)
-    scale = "how much of them (default: 1)"
-    add("--prior-scale", type=_number, default=1.0, metavar="SCALE", help=scale)
-
-
-def _add_decode(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--beam-width", type=_count, default=16, help="how many prefixes to keep (default: 16)")
-    add("--best", type=_count, default=1, metavar="N", help="how many to give (default: 1)")
-    add("--arpa", type=Path, help="n-grams of words, or of tokens if there is no separator")
-    add("--lm-weight", type=_number, default=1.0, help="factor of their log-probabilities")
-    add("--length-bonus", type=_number, default=0.0, help="nats per label (default: 0)")
-    add("--hot-words", type=Path, help="a phrase a line, a tab and a bonus after it if you like")
-    add("--hot-word-bonus", type=_number, default=5.0, help="nats for the others (default: 5)")
 
 
 def run_align(options: argparse.Namespace) -> None:
@@ -135,23 +65,19 @@ def run_align(options: argparse.Namespace) -> None:
     has_wildcards = bool(np.any(labels == vocabulary.wildcard_id))
     wildcard = vocabulary.wildcard_id if has_wildcards else None
     _check_fit(options, scores, labels, wildcard, vocabulary.blank_id)
-    with _announced(f"aligning {len(labels)} labels to {len(scores)} frames", len(scores) >= LONG):
-        best = forced_align(
-            scores,
-            None,
-            labels,
-            None,
-            blank_id=vocabulary.blank_id,
-            logits_normalized=options.log_probs,
-            label_priors=_priors(options.priors, vocabulary),
-            prior_scale=options.prior_scale,
-            wildcard_id=wildcard,
-            wildcard_penalty=options.wildcard_penalty,
-        )
-        score = float(best.score)
-    if len(labels) and not math.isfinite(score):
-        requirement = "give the text some probability"
-        checks.fail("align", str(options.logits), requirement, f"a score of {score} nats")
+    best = _align(
+        options,
+        vocabulary,
+        scores,
+        labels,
+        label_priors=_priors(options.priors, vocabulary),
+        prior_scale=options.prior_scale,
+        wildcard_id=wildcard,
+        wildcard_penalty=options.wildcard_penalty,
+    )
+    if len(labels) and not math.isfinite(best.score):
+        got = f"a score of {float(best.score)} nats"
+        checks.fail("align", str(options.logits), "give the text some probability", got)
     found = word_spans(best, labels, None, word_ids=word_ids)
     seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
     words = timed_spans(found, [word for line in encoded.words for word in line], **seconds)
@@ -161,6 +87,27 @@ def run_align(options: argparse.Namespace) -> None:
     elif options.cues == "lines" and words:
         cues = _lines_as_written(words, lines, [len(line) for line in encoded.words])
     _write_cues(options, cues, form, len(scores))
+
+
+def _align(
+    options: argparse.Namespace,
+    vocabulary: Vocabulary,
+    scores: Float[np.ndarray, "T K"],
+    labels: Int[np.ndarray, " N"],
+    **how: Any,
+) -> Alignment:
+    what = f"aligning {len(labels)} labels to {len(scores)} frames"
+    with _announced(what, is_long=len(scores) >= LONG):
+        best = forced_align(
+            scores,
+            None,
+            labels,
+            None,
+            blank_id=vocabulary.blank_id,
+            logits_normalized=options.log_probs,
+            **how,
+        )
+        return jax.block_until_ready(best)
 
 
 def _lines_as_written(words: list[Span], lines: list[str], counts: list[int]) -> list[Span]:
@@ -264,6 +211,7 @@ def _search(
             **weights,
             **models,
         )
+        jax.block_until_ready(state)  # so that the progress is the work's, not the queue's
     return beam_finish(state, num_hypotheses=options.best, **weights, **models)
 
 
@@ -289,14 +237,7 @@ def _said(
     labels: Int[np.ndarray, " N"],
 ) -> list[Span]:
     """Lines of the words of a hypothesis, with times; of its labels, if there is no separator."""
-    best = forced_align(
-        scores,
-        None,
-        labels,
-        None,
-        blank_id=vocabulary.blank_id,
-        logits_normalized=options.log_probs,
-    )
+    best = _align(options, vocabulary, scores, labels)
     seconds = {"frame_seconds": options.frame_seconds, "offset": options.offset}
     if vocabulary.separator is None:
         signs = [vocabulary.tokens[label] for label in labels]
@@ -469,29 +410,6 @@ def _progress(steps: range) -> Iterator[int]:
             yield step
     else:
         yield from tqdm(steps, unit_scale=CHUNK, unit=" frames", file=sys.stderr)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1 on; got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -241,11 +242,15 @@ def test_bad_usage(capsys, arguments, message):
 
 
 def test_long_inputs_say_what_is_going_on(talk, capsys, monkeypatch):
+    """And that it still is."""
     monkeypatch.setattr(command, "LONG", 30)
-    monkeypatch.setattr(command, "PATIENCE", 1e-4)
     assert align() == 0
-    pattern = r"aligning 13 labels to 39 frames … (\d s … )+\d\.\d s\n"
-    assert re.fullmatch(pattern, capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"aligning 13 labels to 39 frames … \d\.\d s\n", error)
+    monkeypatch.setattr(command, "PATIENCE", 0.01)
+    with command._announced("sleeping", is_long=True):
+        time.sleep(0.3)
+    assert re.fullmatch(r"sleeping … (0 s … )+0\.\d s\n", capsys.readouterr().err)
 
 
 @pytest.fixture

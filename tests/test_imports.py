@@ -143,9 +143,11 @@ MAY_IMPORT = {
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},
     "subtitles": {"_core.checks", "spans"},
     "plot": {"_core.checks", "alignment", "metrics.error_rates", "posteriors", "spans"},
+    "command_line": {"subtitles"},
     "__main__": {
         "_core.checks",
         "alignment",
+        "command_line",
         "decoding.arpa",
         "decoding.beam_search",
         "decoding.language_models",
