@@ -163,7 +163,8 @@ class Vocabulary:
           open_ends: True puts `wildcard_id` before and after every text, for a recording in which
             other things are said before and after it.
           normalize: applied to every word before it is looked up, such as `str.lower`; `words`
-            stay as they were written.
+            stay as they were written. It may make several words of one ("£5", "five pounds"),
+            which are then one word in `word_ids`.
 
         Returns:
           `EncodedText`, with `[N]` arrays for one text and `[B, N]` arrays for a sequence.
@@ -296,8 +297,13 @@ class Vocabulary:
         row = _Row([], [], [])
         end = [self.wildcard_id] if open_ends else []
         row.extend(end, -1)
-        for word in [text] if self.separator is None else text.split():
-            ids = list(self._spell(word if normalize is None else normalize(word), unknown, counts))
+        for word in self._split(text):
+            ids: list[int] = []
+            for part in self._split(word if normalize is None else normalize(word)):
+                spelling = list(self._spell(part, unknown, counts))
+                if ids and spelling and self.separator_id is not None:
+                    ids.append(self.separator_id)
+                ids += spelling
             if not ids:
                 continue
             if row.words and self.separator_id is not None:
@@ -306,6 +312,9 @@ class Vocabulary:
             row.words.append(word)
         row.extend(end, -1)
         return row
+
+    def _split(self, text: str) -> list[str]:
+        return [text] if self.separator is None else text.split()
 
     def _spell(self, word: str, unknown: str, counts: Counter[str]) -> Iterator[int]:
         """Ids of one word, the characters that none spells counted."""

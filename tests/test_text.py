@@ -143,6 +143,17 @@ def test_unicode_is_the_callers():
     assert composed.words == [decomposed]
 
 
+def test_one_written_word_may_be_several_spoken_ones():
+    read = {"4": "d cab"}
+    for vocabulary in (CHARACTERS, Vocabulary(["-", "▁d", "▁c", "a", "b"], separator="▁")):
+        encoded = vocabulary.encode("4 d", normalize=lambda word: read.get(word, word))
+        assert vocabulary.decode(encoded.labels) == "d cab d"
+        assert encoded.words == ["4", "d"]
+        assert [
+            label for label, word in zip(encoded.labels, encoded.word_ids, strict=True) if word == 0
+        ] == vocabulary.encode("d cab").labels.tolist()
+
+
 def test_names_are_for_reports():
     assert CHARACTERS.names == ("–", "␣", *"abcdé'", "*")
     left, right = CHARACTERS.encode(["ab c", "ab d"]).labels
