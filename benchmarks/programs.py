@@ -180,6 +180,10 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
             grad(lambda *a: jaxctc.forced_align(*a).score),
             ctc,
         ),
+        "word_spans": (
+            with_options(jaxctc.word_spans, separator=1),
+            (jax.eval_shape(jaxctc.forced_align, *ctc), *ctc[2:]),
+        ),
         "sample_alignments": (
             lambda key, *a: jaxctc.sample_alignments(jax.random.key(key), *a, num_samples=4),
             (ShapeDtypeStruct((), jnp.uint32), *ctc),

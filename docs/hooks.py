@@ -3,18 +3,25 @@
 Formulas become MathML while the site is built, so that a reader needs neither a script nor a font.
 """
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import griffe
+import matplotlib
 from latex2mathml.converter import convert
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.preprocessors import Preprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import jaxctc
+
+matplotlib.use("Agg")  # draws to files, with or without a screen
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -23,6 +30,8 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
 }
 
+GALLERY = "gallery.md"
+_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 _FORMULA = re.compile(r"^\.\. math:: (.*(?:\n[ ]+.*)*)", re.MULTILINE)
 _NAME = re.compile(rf"(?<![\[`])`(?:jaxctc\.)?({'|'.join(jaxctc.__all__)})`(?!`)")
 
@@ -78,11 +87,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what stands in other folders of the repository."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for number, block in enumerate(_BLOCK.findall((ROOT / "docs" / GALLERY).read_text())):
+        files.append(File.generated(config, _picture(number), content=drawn_by(block)))
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links that lead there within the repository lead there on the site."""
-    for page, source in PAGES.items():
-        markdown = markdown.replace(f"](../{source}", f"]({page}")
+def drawn_by(block: str) -> bytes:
+    """The picture that lines of the gallery draw, so that the two cannot disagree."""
+    with contextlib.redirect_stdout(None):
+        exec(compile(block, GALLERY, "exec"), {})
+    picture = io.BytesIO()
+    plt.savefig(picture, dpi=110)
+    plt.close("all")
+    return picture.getvalue()
+
+
+def _picture(number: int) -> str:
+    return f"gallery/{number}.png"
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links that lead there within the repository lead there on the site; pictures come in."""
+    for name, source in PAGES.items():
+        markdown = markdown.replace(f"](../{source}", f"]({name}")
+    if page.file.src_uri == GALLERY:
+        blocks = _BLOCK.findall(markdown)
+        for number, block in enumerate(blocks):
+            picture = f"\n![Drawn by the lines above]({_picture(number)})\n"
+            markdown = markdown.replace(f"{block}```\n", f"{block}```\n{picture}")
     return markdown

@@ -14,6 +14,7 @@ once the network has begun to read: before, there is nothing to spread.
 
 import argparse
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from command_line import OneLine, folder, positive, seed
 from digit_lines import CLASSES, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
-from train_digits import Reader, new_reader
+from train_digits import NAMES, Reader, new_reader
 
 import jaxctc
 
@@ -84,6 +85,9 @@ def train(scans: Scans, arguments: argparse.Namespace) -> tuple[Reader, Priors]:
     return model, priors
 
 
+score = nnx.jit(Reader.__call__)
+
+
 @nnx.jit
 def align(
     model: Reader, lines: Lines, priors: Priors
@@ -100,7 +104,7 @@ def align(
 
 def report(lines: Lines, found: jaxctc.Alignment) -> None:
     """The first line in full, then how far all boundaries are from the truth."""
-    names = [_name(label) for label in lines.labels[0]]
+    names = [NAMES[label] for label in lines.labels[0]]
     print("digit  written in columns  aligned to  confidence")
     for place in range(int((~lines.label_paddings[0]).sum())):
         written = f"{lines.starts[0, place]}–{lines.ends[0, place]}"
@@ -119,33 +123,22 @@ def report(lines: Lines, found: jaxctc.Alignment) -> None:
 
 def draw(lines: Lines, found: jaxctc.Alignment, shares: jaxctc.Posteriors, figure: Figure) -> None:
     """For each line: the image with the frames of each digit, and posteriors with the path."""
-    rows = figure.subplots(2 * SHOWN, 1, height_ratios=[1, 2.2] * SHOWN)
-    for line, image, heat in zip(range(SHOWN), rows[::2], rows[1::2], strict=True):
-        width = int((~lines.image_paddings[line]).sum())
-        count = int((~lines.label_paddings[line]).sum())
-        names = [_name(label) for label in lines.labels[line, :count]]
-        image.imshow(lines.images[line, :width].T, cmap="gray_r", aspect="auto", vmin=0, vmax=1)
-        for place in range(count):
-            start, end = (int(part[line, place]) for part in (found.starts, found.ends))
-            if start < 0:
-                continue
-            color = f"C{place}"
-            image.axvspan(start - 0.5, end + 0.5, color=color, alpha=0.35, linewidth=0)
-            image.text((start + end) / 2, -1, names[place], color=color, ha="center", va="bottom")
-            for edge in (lines.starts[line, place] - 0.5, lines.ends[line, place] + 0.5):
-                image.axvline(edge, color="black", linewidth=0.7, linestyle=":")
-        image.set_xlim(-0.5, width - 0.5)
-        image.set_axis_off()
-        table = np.column_stack([shares.blank[line, :width], shares.label[line, :width, :count]])
-        heat.imshow(table.T, aspect="auto", vmin=0, vmax=1)
-        path = np.zeros(width, int)
-        for place in range(count):
-            start, end = (int(part[line, place]) for part in (found.starts, found.ends))
-            if start >= 0:
-                path[start : end + 1] = place + 1
-        heat.step(np.arange(width), path, where="mid", color="white", linewidth=1.2)
-        heat.set_yticks(range(count + 1), ["blank", *names], fontsize=7)
-        heat.set_xticks([])
+    rows = figure.subplots(SHOWN, 1)
+    for line, ax in enumerate(rows):
+        alignment, posteriors = jax.tree.map(lambda part, line=line: part[line], (found, shares))
+        jaxctc.plot_alignment(
+            alignment,
+            lines.labels[line],
+            lines.label_paddings[line],
+            posteriors=posteriors,
+            signal=lines.images[line][~lines.image_paddings[line]],
+            names=[*NAMES, "*"],
+            ax=ax,
+        )
+        in_use = ~lines.label_paddings[line]
+        for edge in (*lines.starts[line, in_use] - 0.5, *lines.ends[line, in_use] + 0.5):
+            ax.child_axes[0].axvline(edge, color="black", linewidth=0.7, linestyle=":")
+        ax.set_xlabel("")
     rows[-1].set_xlabel(
         "frame (image column); brightness: posterior of each digit; white: the best alignment\n"
         "above: frames of each digit in colour, dotted lines where it was written; "
@@ -162,8 +155,14 @@ def with_a_wildcard(lines: Lines, line: int) -> Lines:
     return lines
 
 
-def _name(label: int) -> str:
-    return "*" if label == WILDCARD else str(label - 1)
+def save_first_line(model: Reader, lines: Lines, priors: Priors, folder: Path) -> None:
+    """What `python -m jaxctc align` needs to find the digits of the first line itself."""
+    logits = np.asarray(score(model, lines.images))[0]
+    np.save(folder / "line.npy", logits[~lines.image_paddings[0]])
+    np.save(folder / "priors.npy", np.asarray(priors.log_probs * priors.scale))
+    names = [NAMES[label] for label in lines.labels[0][~lines.label_paddings[0]]]
+    (folder / "line.txt").write_text("".join(names))
+    (folder / "tokens.txt").write_text("\n".join(NAMES))
 
 
 def _scale(text: str) -> float:
@@ -182,7 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=600, help="updates (default: 600)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument("--prior-scale", type=_scale, default=0.4, help="0 to 1 (default: 0.4)")
-    parser.add_argument("--output", type=folder, help="folder for the picture (default: none)")
+    parser.add_argument("--output", type=folder, help="for the picture and a line (default: none)")
     arguments = parser.parse_args()
 
     model, priors = train(load_scans("train"), arguments)
@@ -191,10 +190,11 @@ def main() -> None:
     report(lines, found)
     if arguments.output is not None:
         shown = with_a_wildcard(lines, SHOWN - 1)
-        figure = plt.figure(figsize=(12, 2.8 * SHOWN), layout="constrained")
+        figure = plt.figure(figsize=(12, 3.2 * SHOWN), layout="constrained")
         draw(shown, *align(model, shown, priors), figure)
         path = arguments.output / "alignment.png"
         figure.savefig(path, dpi=110)
+        save_first_line(model, lines, priors, arguments.output)
         print(f"picture: {path}")
 
 

@@ -255,14 +255,18 @@ def worst_lines(page: Page, labels: jax.Array, is_chosen: np.ndarray) -> str:
 
 
 def draw(page: Page, readings: dict[str, Reading], path: Path) -> None:
-    """A few lines of each kind: by which decoder they were first read right, if by any."""
+    """Error rates, and a few lines of each kind: by which decoder first read right, if by any."""
     is_right = np.stack([reading.counts.errors == 0 for reading in readings.values()])
     first = np.where(is_right.any(axis=0), is_right.argmax(axis=0), len(is_right))
     kinds = [np.flatnonzero(first == kind)[:DRAWN] for kind in range(len(is_right) + 1)]
     chosen = np.concatenate(kinds)
 
-    figure = plt.figure(figsize=(13, 0.5 + 0.55 * len(chosen)), layout="constrained")
-    rows = figure.subplots(len(chosen), 2, width_ratios=[2, 3], squeeze=False)
+    height = 0.5 + 0.55 * len(chosen)
+    figure = plt.figure(figsize=(13, 3 + height), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, height], squeeze=False)[:, 0]
+    counts = {name: reading.counts for name, reading in readings.items()}
+    jaxctc.plot_error_rates(counts, ax=top.subplots())
+    rows = bottom.subplots(len(chosen), 2, width_ratios=[2, 3], squeeze=False)
     for line, (image, texts) in zip(chosen, rows, strict=True):
         width = int((~page.lines.image_paddings[line]).sum())
         image.imshow(page.lines.images[line, :width].T, cmap="gray_r", vmin=0, vmax=1)

@@ -183,9 +183,10 @@ def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
         title = f"true {truth}   decoded {guess}   ({verdict})"
         image.set_title(title, loc="left", family="monospace")
         image.set_axis_off()
-        heat.imshow(probabilities[line, :width].T, aspect="auto", vmin=0, vmax=1)
-        heat.set_yticks(range(CLASSES), NAMES, fontsize=6)
-        heat.set_xticks([])
+        jaxctc.plot_posteriors(
+            probabilities[line], lines.image_paddings[line], names=NAMES, ax=heat
+        )
+        heat.set_xlabel("")
     rows[-1].set_xlabel("frame (image column); brightness: probability of the class")
     figure.savefig(path, dpi=110)
     plt.close(figure)

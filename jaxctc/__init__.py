@@ -66,6 +66,7 @@ from jaxctc.padding import (
     required_frames,
     validate,
 )
+from jaxctc.plot import plot_alignment, plot_error_rates, plot_posteriors
 from jaxctc.posteriors import (
     Posteriors,
     StateLogProbs,
@@ -76,6 +77,9 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
+from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
+from jaxctc.subtitles import format_spans, write_spans
+from jaxctc.text import EncodedText, Vocabulary
 
 __version__ = "0.1.1"
 
@@ -84,6 +88,7 @@ __all__ = [
     "Automaton",
     "BeamState",
     "CustomModel",
+    "EncodedText",
     "ErrorCounts",
     "ErrorRate",
     "Hypotheses",
@@ -91,10 +96,13 @@ __all__ = [
     "PaddedBatch",
     "Posteriors",
     "Prefixes",
+    "Span",
     "StateLogProbs",
     "TokenNGrams",
+    "Vocabulary",
     "WeightedSum",
     "WordNGrams",
+    "WordSpans",
     "WordState",
     "alignment_entropy",
     "backward_log_probs",
@@ -117,8 +125,10 @@ __all__ = [
     "focal_loss",
     "forced_align",
     "format_errors",
+    "format_spans",
     "forward_log_probs",
     "greedy_decode",
+    "group_spans",
     "hot_words",
     "is_feasible",
     "label_paddings_from",
@@ -126,6 +136,9 @@ __all__ = [
     "mwer_loss",
     "pad_to_bucket",
     "paddings_to_lengths",
+    "plot_alignment",
+    "plot_error_rates",
+    "plot_posteriors",
     "posteriors",
     "prefix_beam_search",
     "read_arpa",
@@ -133,8 +146,11 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "smoothing_penalty",
+    "timed_spans",
     "validate",
     "wer",
+    "word_spans",
+    "write_spans",
 ]
 
 _MOVED = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import jaxctc
+from jaxctc import __main__ as command
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +97,16 @@ def test_a_line_is_read_alike_in_any_bucket(train_linen, digit_lines):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
 
 
+def spans_by_command(folder):
+    """The line that the example has saved, aligned anew: digits, with a column for a second."""
+    inputs = [str(folder / name) for name in ("line.npy", "line.txt")]
+    files = {"vocabulary": "tokens.txt", "priors": "priors.npy", "output": "line.json"}
+    options = [f"--{option}={folder / name}" for option, name in files.items()]
+    assert command.main(["align", *inputs, *options, "--frame-seconds=1", "--cues=words"]) == 0
+    found = json.loads((folder / "line.json").read_text())["spans"]
+    return [(span["text"], span["start"], span["end"]) for span in found]
+
+
 @pytest.mark.usefixtures("digit_lines")
 def test_align_runs_and_draws(tmp_path, refusal):
     done = run("align.py", "--steps", "3", "--output", tmp_path)
@@ -103,6 +115,9 @@ def test_align_runs_and_draws(tmp_path, refusal):
         r"^boundaries within 1 column: 0\.\d{4}, within 2: 0", done.stdout, re.MULTILINE
     )
     assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    rows = re.findall(r"^ +(\d) +\S+ +(\d+)–(\d+) ", done.stdout, re.MULTILINE)
+    assert len(rows) > 2
+    assert spans_by_command(tmp_path) == [(digit, int(a), int(b) + 1) for digit, a, b in rows]
     assert refusal("align", "--prior-scale", "2") == (
         "align.py: argument --prior-scale: must be a number from 0 to 1; got '2'\n"
     )

@@ -139,6 +139,24 @@ MAY_IMPORT = {
         "padding",
         "posteriors",
     },
+    # Text, words and seconds.
+    "text": {"_core.checks"},
+    "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},
+    "subtitles": {"_core.checks", "spans"},
+    "plot": {"_core.checks", "alignment", "metrics.error_rates", "posteriors", "spans"},
+    "command_line": {"subtitles"},
+    "__main__": {
+        "_core.checks",
+        "alignment",
+        "command_line",
+        "decoding.arpa",
+        "decoding.beam_search",
+        "decoding.language_models",
+        "padding",
+        "spans",
+        "subtitles",
+        "text",
+    },
     # Nobody imports these.
     "adapters.__init__": set(),
     "adapters.dandelion": {
@@ -167,6 +185,8 @@ MAY_IMPORT = {
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}
+MAY_BE_MISSING = {"__main__": {"tqdm"}, "plot": {"matplotlib"}}
+"""Imported when called, and no dependency."""
 
 
 def imports(source):
@@ -215,7 +235,7 @@ def test_the_core_builds_on_nothing_public():
 
 
 def test_a_newcomer_sees_a_handful_of_topics():
-    assert sum("." not in module for module in MAY_IMPORT) <= 16
+    assert sum("." not in module for module in MAY_IMPORT) <= 20
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
@@ -228,7 +248,8 @@ def test_imports_point_down(module):
 def test_nothing_unexpected_from_outside(module):
     names = set(imports(source_of(module)))
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"jaxctc"}
-    assert roots <= MAY_COME_FROM_OUTSIDE - ({"optax"} if module not in USE_OPTAX else set())
+    known = MAY_COME_FROM_OUTSIDE - ({"optax"} if module not in USE_OPTAX else set())
+    assert roots <= known | MAY_BE_MISSING.get(module, set())
     allowed = {"jax.experimental.checkify"} if module == "padding" else set()
     unstable = {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
     assert unstable <= allowed

@@ -3,9 +3,11 @@
 What compiles is shared: one jitted function each, and one jaxpr.
 """
 
+import dataclasses
 import functools
 import inspect
 import re
+import tempfile
 from pathlib import Path
 
 import chex
@@ -23,9 +25,24 @@ FUNCTIONS = {
     if inspect.isfunction(getattr(jaxctc, name))
 }
 RESULTS = {
-    name: getattr(jaxctc, name) for name in jaxctc.__all__ if inspect.isclass(getattr(jaxctc, name))
+    name: getattr(jaxctc, name)
+    for name in jaxctc.__all__
+    if hasattr(getattr(jaxctc, name), "_fields")
 }
-ON_THE_HOST = {"format_errors", "hot_words", "pad_to_bucket", "read_arpa", "validate"}
+ON_THE_HOST = {
+    "format_errors",
+    "format_spans",
+    "group_spans",
+    "hot_words",
+    "pad_to_bucket",
+    "plot_alignment",
+    "plot_error_rates",
+    "plot_posteriors",
+    "read_arpa",
+    "timed_spans",
+    "validate",
+    "write_spans",
+}
 
 
 def _arrays():
@@ -43,6 +60,8 @@ KEY = jnp.array([0, 7], jnp.uint32)
 STATE = jaxctc.beam_step(jaxctc.beam_init(4, batch=(2,), beam_width=3), LOGITS, LOGIT_PADDINGS)
 FRAMES = (LOGITS, np.array([[1, 2, 0, 3, 1, 2], [3, 0, 1, 1, 2, 0]], np.int32))
 ANSWERS = (LOGITS[..., 0], (LOGITS[..., 1] > 0).astype(np.float32))
+ALIGNMENT = jaxctc.forced_align(LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
+SPANS = [jaxctc.Span("a", 0.0, 0.5, 0.9), jaxctc.Span("b", 0.5, 1.0)]
 # One batched call of each function; a second one differs in its values only.
 CALLS = {
     "alignment_entropy": CTC,
@@ -69,7 +88,9 @@ CALLS = {
     "expected_durations": CTC,
     "forced_align": CTC,
     "format_errors": TOKENS,
+    "format_spans": (SPANS, "srt"),
     "forward_log_probs": CTC,
+    "group_spans": (SPANS,),
     "greedy_decode": (LOGITS, LOGIT_PADDINGS),
     "hot_words": ([[1, 2], [3]], 2.0),
     "is_feasible": CTC,
@@ -77,20 +98,37 @@ CALLS = {
     "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
     "pad_to_bucket": (list(LOGITS), list(LABELS), [(5, 3), (8, 4)]),
     "paddings_to_lengths": (LABEL_PADDINGS,),
+    "plot_alignment": (jax.tree.map(lambda a: a[1], ALIGNMENT), LABELS[1], LABEL_PADDINGS[1]),
+    "plot_error_rates": ({"a": jaxctc.ErrorCounts(*np.array([[1], [2], [0], [9]]))},),
+    "plot_posteriors": (
+        jaxctc.Posteriors(jnp.asarray(LOGITS[1, :, 0]), jnp.asarray(LOGITS[1, :, 1:])),
+        LOGIT_PADDINGS[1],
+        LABELS[1],
+        LABEL_PADDINGS[1],
+    ),
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
+    "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
     "wer": TOKENS,
+    "word_spans": (ALIGNMENT, LABELS, LABEL_PADDINGS),
+    "write_spans": (Path(tempfile.gettempdir()) / "jaxctc_public_api.srt", SPANS),
 }
 STATIC = {"beam_init": (0,), "lengths_to_paddings": (1,)}
 SHARED = {"sample_alignments": (0,), "ctc_loss_from_hidden": (1, 2)}  # by all examples
-REQUIRED = {"sample_alignments": {"num_samples": 2}, "wer": {"separator": 3}}
+REQUIRED = {
+    "sample_alignments": {"num_samples": 2},
+    "timed_spans": {"frame_seconds": 0.5},
+    "wer": {"separator": 3},
+    "word_spans": {"separator": 3},
+}
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
 MIXES_THE_BATCH = {"cer", "reduce_loss", "sample_alignments", "wer"}
 WITHOUT_A_BATCH = {"beam_init"}
+WITHOUT_A_RESULT = {"validate", "write_spans"}
 # Where the batch stands in the results.
 TIME_LEADS = {"backward_log_probs", "ctc_loss_with_forward_probs", "forward_log_probs"}
 
@@ -124,6 +162,8 @@ every_traced_function = pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - 
 
 def call_of(name):
     """The function, with what it requires beside its first arguments."""
+    if name.startswith("plot_"):
+        pytest.importorskip("matplotlib", reason="needs the extra `plot`").use("Agg")
     return functools.partial(FUNCTIONS[name], **REQUIRED.get(name, {}))
 
 
@@ -197,7 +237,7 @@ def test_docstring_is_complete(name):
     summary, blank, *_ = text.splitlines()
     assert summary.endswith(".")
     assert not blank
-    sections = ["Args:", "Raises:", "Example:"] + ["Returns:"] * (name != "validate")
+    sections = ["Args:", "Raises:", "Example:"] + ["Returns:"] * (name not in WITHOUT_A_RESULT)
     for section in sections:
         assert re.search(rf"^{section}$", text, re.MULTILINE), section
     for parameter in inspect.signature(FUNCTIONS[name]).parameters:
@@ -210,6 +250,25 @@ def test_every_field_of_a_result_is_documented(name):
     source = inspect.getsource(RESULTS[name])
     for field in inspect.get_annotations(RESULTS[name]):
         assert re.search(rf'^    {field}: .*\n    """', source, re.MULTILINE), field
+
+
+def test_the_vocabulary_is_documented():
+    """It is no function and no result: a value with methods."""
+    fields = [field.name for field in dataclasses.fields(jaxctc.Vocabulary)]
+    text = inspect.getdoc(jaxctc.Vocabulary) or ""
+    assert all(re.search(rf"^  {field}: ", text, re.MULTILINE) for field in fields)
+    methods = inspect.getmembers(
+        jaxctc.Vocabulary, lambda m: inspect.isfunction(m) or inspect.ismethod(m)
+    )
+    for name, method in methods:
+        if name.startswith("_"):
+            continue
+        text = inspect.getdoc(method) or ""
+        for section in ("Args:", "Returns:", "Raises:", "Example:"):
+            assert re.search(rf"^{section}$", text, re.MULTILINE), (name, section)
+        for argument in list(inspect.signature(method).parameters):
+            entry = rf"^  (\w+, )*{argument}(, \w+)*: "
+            assert argument == "self" or re.search(entry, text, re.MULTILINE), (name, argument)
 
 
 @every_function
@@ -303,7 +362,12 @@ def test_lists_will_do(name):
     lists = [a if a is KEY or not isinstance(a, np.ndarray) else a.tolist() for a in CALLS[name]]
     if name in ON_THE_HOST:
         plain, result = call_of(name)(*lists), call_of(name)(*CALLS[name])
-        assert plain == result if isinstance(plain, str) else assert_same(plain, result) is None
+        if name.startswith("plot_"):
+            assert plain is result  # the current axes
+        elif isinstance(plain, str | list):
+            assert plain == result
+        else:
+            assert_same(plain, result)
         return
     plain, program = (
         jax.make_jaxpr(functools.partial(call_of(name), *arguments))()
@@ -337,7 +401,8 @@ def test_paddings_may_be_none(name):
 def test_no_64_bit_values_for_32_bit_inputs(name):
     """Under x64, a bare Python number or a default dtype would bring them in."""
     found = {dtype for dtype in dtypes(jaxpr_of(name)) if dtype.endswith("64")}
-    # jax.random brings the bounds of its uniform numbers as float64 scalars, and indices; optax, too.
+    # jax.random brings the bounds of its uniform numbers as float64 scalars, and it and optax bring
+    # indices.
     index, bounds = {"int64"}, {"float64"}
     known = {"cross_entropy": index, "smoothing_penalty": index}
     known |= {"sample_alignments": bounds | index}

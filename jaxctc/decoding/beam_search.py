@@ -129,7 +129,7 @@ def prefix_beam_search(
         return best
 
     def align(labels):
-        return forced_align(
+        found = forced_align(
             logits,
             logit_paddings,
             labels,
@@ -137,9 +137,10 @@ def prefix_beam_search(
             blank_id=blank_id,
             logits_normalized=logits_normalized,
         )
+        return found.starts, found.ends, found.confidences
 
-    spans = jax.vmap(align, in_axes=-2, out_axes=-2)(best.labels)
-    return best._replace(starts=spans.starts, ends=spans.ends, confidences=spans.confidences)
+    starts, ends, sure = jax.vmap(align, in_axes=-2, out_axes=-2)(best.labels)
+    return best._replace(starts=starts, ends=ends, confidences=sure)
 
 
 def beam_init(
