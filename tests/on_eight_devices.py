@@ -86,7 +86,7 @@ class TestBatches:
         ids=str,
     )
     def test_devices_exchange_the_mean_and_nothing_else(self, classes, labels, examples, axes, rng):
-        """Fewer classes than labels, and more, with either innermost (`xla_blocked.choose_layout`);
+        """Fewer classes than labels, and more, with either innermost (`choose_layout`);
         along "vocab", all devices have the same."""
         arguments = batch(rng, classes, labels, examples)
         spread = jax.device_put(arguments, NamedSharding(mesh(**axes), P("batch")))

@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "_core.recursion": {"_core.frames", "_core.problem", "_core.semirings"},
     "_core.kernels.reference": KERNELS_MAY_IMPORT,
     "_core.kernels.chunk_tables": {"_core.semirings"},
-    "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
+    "_core.kernels.mirrored": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
+    "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT
+    | {"_core.kernels.chunk_tables", "_core.kernels.mirrored"},
     "_core.kernels.__init__": {
         "_core.kernels.reference",
         "_core.kernels.xla_blocked",

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import EDGES
+from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jaxprs import scans, shapes
 
 from jaxctc import ctc_loss, posteriors
 from jaxctc._core.emissions import build_lattice, prepare_inputs
-from jaxctc._core.kernels import reference, xla_blocked
+from jaxctc._core.kernels import chunk_tables, mirrored, reference, xla_blocked
 
 ARGUMENTS = (jnp.zeros((2, 70, 4)), None, jnp.ones((2, 3), jnp.int32), None)
 # Of half the input: two blocks of 18 are one frame more than the half of 70.
@@ -33,17 +34,21 @@ def test_loss_alone_is_one_pass_over_half_the_frames_without_stored_rows():
 
 
 def test_loss_and_gradient_are_two_passes_over_half_the_frames_and_one_more():
-    """Forward, and for each block on the way back the forward pass again and the backward one."""
+    """Forward, and for each block on the way back the forward pass again and the backward one: one
+    after the other on a CPU, elsewhere in one.
+    """
 
     def loss(logits):
         return ctc_loss(logits, *ARGUMENTS[1:]).sum()
 
     found = scans(jax.make_jaxpr(jax.value_and_grad(loss))(ARGUMENTS[0]).jaxpr)
-    assert lengths(found) == [BLOCKS, FRAMES, BLOCKS, FRAMES, FRAMES]
+    assert lengths(found) == [BLOCKS, FRAMES, *(BLOCKS, FRAMES, FRAMES), *(BLOCKS, FRAMES)]
 
 
-def problem_of(*arguments):
-    config, inputs = prepare_inputs("test", *arguments, blank_id=0, logits_normalized=False)
+def problem_of(*arguments, **options):
+    config, inputs = prepare_inputs(
+        "test", *arguments, blank_id=0, logits_normalized=False, **options
+    )
     return build_lattice(inputs, config).problem
 
 
@@ -55,10 +60,11 @@ def random_batch(seed, frames):
     return logits, rng.random((2, frames)) < 0.3, labels, rng.random((2, 6)) < 0.3
 
 
-def solved(arguments, implementation, by_column=False):
+def solved(arguments, implementation, by_column=False, **given):
     def solve(*arguments):
         options = {"label_loop": True, "by_column": by_column}
-        return implementation.log_total_and_occupancies(problem_of(*arguments), **options)
+        problem = problem_of(*arguments, **given)
+        return implementation.log_total_and_occupancies(problem, **options)
 
     return jax.jit(solve)(*arguments)
 
@@ -69,14 +75,33 @@ def solved(arguments, implementation, by_column=False):
 )
 def test_every_frame_is_in_one_chunk(frames, batch_minor, monkeypatch):
     """Whichever axis is minor-most."""
-    layout = xla_blocked.Layout(batch_minor)
-    monkeypatch.setattr(xla_blocked, "choose_layout", lambda batch, labels: layout)
+    layout = chunk_tables.Layout(batch_minor)
+    monkeypatch.setattr(mirrored, "choose_layout", lambda batch, labels: layout)
     batch = random_batch(frames, frames)
     with jax.enable_x64(True):
         truth = solved((batch[0].astype(np.float64), *batch[1:]), reference)
     ours = solved(batch, xla_blocked)
     np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(ours[1], truth[1], atol=3e-6)
+
+
+@pytest.mark.parametrize("wildcard", [None, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch_minor", [False, True])
+@pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 70])
+def test_other_platforms_find_the_same(frames, batch_minor, wildcard, monkeypatch):
+    """All four passes of a chunk side by side, which no CPU would choose; halves overlap in 70."""
+    layout = chunk_tables.Layout(batch_minor)
+    monkeypatch.setattr(mirrored, "choose_layout", lambda batch, labels: layout)
+    batch = random_batch(frames, frames)
+    found = []
+    for platform in ("cpu", "default"):
+        monkeypatch.setattr(lax, "platform_dependent", functools.partial(choose, platform))
+        found.append(solved(batch, xla_blocked, wildcard_id=wildcard))
+    chex.assert_trees_all_close(*found, atol=2e-6)
+
+
+def choose(platform, *arguments, **branches):
+    return branches.get(platform, branches["default"])(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +171,7 @@ def loss_and_gradient(logits, *rest, blank_id):
     [(16, 24, True), (128, 1, True), (16, 25, False), (15, 3, False), (16, 0, False)],
 )
 def test_few_labels_of_many_examples_lie_side_by_side(batch, labels, batch_minor):
-    assert xla_blocked.choose_layout(batch, labels).batch_minor == batch_minor
+    assert chunk_tables.choose_layout(batch, labels).batch_minor == batch_minor
 
 
 @pytest.mark.parametrize(
@@ -154,14 +179,14 @@ def test_few_labels_of_many_examples_lie_side_by_side(batch, labels, batch_minor
     [(1, 1, 1), (40, 1, 20), (45, 2, 12), (70, 2, 18), (400, 10, 20), (418, 11, 19), (500, 14, 18)],
 )
 def test_halves_overlap_as_little_as_they_can(frames, number, size):
-    found = xla_blocked.ChunkPlan.of(frames, xla_blocked.Layout(False))
+    found = chunk_tables.ChunkPlan.of(frames, chunk_tables.Layout(False))
     assert (found.num_chunks, found.chunk_size) == (number, size)
 
 
 @pytest.mark.parametrize("labels", [1, 15, 17])
 def test_labels_fill_whole_vectors(labels):
     problem = problem_of(jnp.zeros((1, 3, 4)), None, jnp.ones((1, labels), jnp.int32), None)
-    filled = xla_blocked._fill_up_vectors(problem)
+    filled = mirrored._fill_up_vectors(problem)
     assert filled.can_skip.shape == filled.columns.shape == (1, max(16, -(-labels // 8) * 8))
     assert filled.is_label.sum() == labels
 

@@ -10,6 +10,10 @@ again, a chunk at a time.
                   |chunk|chunk|chunk|  middle  |chunk|chunk|chunk|
     second half   ← beta, over alpha again       alpha, over beta again →
 
+A CPU takes the two passes through a chunk in turn, alpha forward and beta backward. A TPU or a GPU,
+where every operation costs about the same however wide it is, takes all of a chunk's four passes
+side by side, all forward, those from the other half in their own order of frames and labels.
+
 Emissions are made for a chunk at once, which keeps them in the cache and several cores busy, as one
 frame would not. After a chunk, numbers have to be normalized. If chunks do not divide the frames,
 the halves overlap in the middle: a shared frame counts for the half whose start is nearer and is
@@ -25,32 +29,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float
 
-from jaxctc._core.classes import read_frames, sum_by_class
-from jaxctc._core.kernels.chunk_tables import (
-    VECTOR,
-    ChunkPlan,
-    Layout,
-    choose_layout,
-    frames_in_order,
-    read_chunk,
-    write_chunk,
-    write_rows,
+from jaxctc._core.classes import sum_by_class
+from jaxctc._core.kernels.chunk_tables import Layout, frames_in_order, read_chunk, write_chunk
+from jaxctc._core.kernels.mirrored import (
+    Chunk,
+    Pair,
+    allocate,
+    emissions,
+    frame_of,
+    gather_label_scores,
+    swap_halves,
 )
 from jaxctc._core.lean import put_one, reverse, select, take_one
-from jaxctc._core.normalizer import at_least_float32
-from jaxctc._core.problem import Problem, Wildcards, mask_labels
+from jaxctc._core.problem import Problem
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
     neighbours,
     predecessors,
-    start_blank,
     sum_of_products,
     transition,
-    transitions,
-    weight_one_in,
     without_edge,
 )
 from jaxctc._core.semirings import WIDE, Number
@@ -64,7 +64,7 @@ def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
 
 def log_total(problem: Problem, *, label_loop: bool) -> Float[Array, "B"]:
     """One pass over half of the frames; nothing is stored."""
-    pair = _Pair.of(problem, label_loop)
+    pair = Pair.of(problem, label_loop)
     met = _run_first_half(pair).alpha
     return WIDE.decode(_total_at_middle(met, pair))
 
@@ -76,7 +76,7 @@ def log_total_and_occupancies(
 
     Otherwise the labels' scores are read only once: they wait where the occupancies will stand.
     """
-    pair = _Pair.of(problem, label_loop)
+    pair = Pair.of(problem, label_loop)
     columns = problem.scores.shape[-1] if by_column and not pair.plan.layout.batch_minor else None
     half = _run_first_half(pair, keeps_scores=columns is None, keeps_checkpoints=True)
     log_total = WIDE.decode(_total_at_middle(half.alpha, pair))
@@ -95,155 +95,6 @@ def log_total_and_occupancies(
         if by_column:
             label = sum_by_class(label, problem.columns, problem.scores.shape[-1])
     return log_total, label, gap
-
-
-# The graph beside its mirror image.
-
-
-class _Pair(NamedTuple):
-    """The graph beside its mirror image, whose labels are reversed.
-
-    A step forward through the image is one backward through the graph. Frames are neither copied
-    nor reversed: whoever reads some says which for either of the two.
-    """
-
-    problem: Problem
-    columns: Int[Array, "2 B N"]
-    is_label: Bool[Array, "2 B N"]
-    wildcards: Wildcards | None
-    """Those of `problem`, with `in_gap` as `[2, B, N+1]`."""
-    forward: Transitions
-    """As `[2, …]`, laid out: towards the middle, in the first half."""
-    start: Alpha
-    plan: ChunkPlan
-
-    @classmethod
-    def of(cls, problem: Problem, label_loop: bool) -> "_Pair":
-        batch, labels = problem.is_label.shape
-        layout = choose_layout(batch, labels)
-        if labels > 0 and not layout.batch_minor:
-            problem = _fill_up_vectors(problem)
-        forward, backward = (
-            transitions(problem, label_loop, backward=way) for way in (False, True)
-        )
-
-        can_skip = _stack_reversed(forward.can_skip, backward.can_skip)
-        starts = _stack_reversed(*(start_blank(problem, backward=way) for way in (False, True)))
-        starts = layout.to_layout(starts, 1)
-        wildcards = problem.wildcards
-        if wildcards is not None:
-            in_gap = _stack_reversed(wildcards.in_gap, wildcards.in_gap)
-            wildcards = wildcards._replace(in_gap=in_gap)
-        return cls(
-            problem=problem,
-            columns=_stack_reversed(problem.columns, problem.columns),
-            is_label=_stack_reversed(problem.is_label, problem.is_label),
-            wildcards=wildcards,
-            forward=forward._replace(can_skip=layout.to_layout(can_skip, 1), axis=layout.labels),
-            start=weight_one_in(starts, problem, WIDE, layout.labels),
-            plan=ChunkPlan.of(problem.is_frame.shape[-1], layout),
-        )
-
-
-def _stack_reversed(part: Array, mirrored: Array) -> Array:
-    return jnp.stack([part, reverse(mirrored, -1)])
-
-
-def _fill_up_vectors(problem: Problem) -> Problem:
-    """Labels filled up with padding.
-
-    XLA:CPU computes rows of labels in vectors, but one by one what is left over at the end of each
-    row, and everything in rows of less than sixteen.
-    """
-    labels = problem.is_label.shape[-1]
-    more = max(2 * VECTOR, -(-labels // VECTOR) * VECTOR) - labels
-
-    def filled(part: Array) -> Array:
-        nothing = lax.full_like(part, 0, shape=())
-        return lax.pad(part, nothing, [(0, 0, 0)] * (part.ndim - 1) + [(0, more, 0)])
-
-    wildcards = problem.wildcards
-    if wildcards is not None:
-        wildcards = wildcards._replace(in_gap=filled(wildcards.in_gap))
-    return problem._replace(
-        columns=filled(problem.columns),
-        is_label=filled(problem.is_label),
-        can_skip=filled(problem.can_skip),
-        wildcards=wildcards,
-    )
-
-
-def _allocate(pair: _Pair, width: int, *, num_chunks: int) -> Float[Array, "B R width"]:
-    frame_max, rows = pair.problem.frame_max, 2 * num_chunks * pair.plan.chunk_size
-    table = lax.full_like(frame_max, 0, shape=(frame_max.shape[0], rows, width))
-    return pair.plan.layout.to_layout(table, 2)
-
-
-# Emissions of a chunk.
-
-
-class _Chunk(NamedTuple):
-    """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`, or what one does."""
-
-    blank: Number
-    """[…, 1], the same for all blanks; […, N+1] where wildcards stand beside some. A mantissa below
-    0 marks a padded frame: an array less to read in every frame, which costs a TPU as much as an
-    addition of all states."""
-    label: Number
-
-    def is_frame(self, layout: Layout) -> Bool[Array, "2 B chunk_size 1"]:
-        return lax.slice_in_dim(self.blank.mantissa, 0, 1, axis=layout.labels) > 0
-
-
-def _gather_label_scores(pair: _Pair, table: Array, index: Array) -> tuple[Array, Array]:
-    """Reads what the labels score in a chunk; the same scores are left in the table.
-
-    The gather leaves the frames of a label side by side. Read straight from it, XLA:CPU would
-    compute emissions one by one; rows of the table it computes in vectors.
-    """
-    plan = pair.plan
-    early = index * plan.chunk_size
-    first = [early, plan.frames - plan.chunk_size - early]
-    columns = jnp.moveaxis(pair.columns, 0, -2)
-    scores = jnp.moveaxis(read_frames(pair.problem.scores, first, columns, plan.chunk_size), -3, 0)
-    # XLA:CPU would not vectorise what it computes along with a gather.
-    scores = at_least_float32(lax.optimization_barrier(scores))
-    early, later = plan.layout.to_layout(mask_labels(scores, pair.is_label), 2)
-    table = write_rows(plan, table, early, later, index)
-    return table, read_chunk(plan, table, index)
-
-
-def _emissions(pair: _Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]) -> _Chunk:
-    problem, plan = pair.problem, pair.plan
-    early = index * plan.chunk_size + plan.offsets
-    frames = jnp.stack([early, plan.frames - 1 - early])
-    twice = 2 * early
-    is_nearer = jnp.stack([twice < plan.frames, twice < plan.frames - 1])
-
-    def at(rows: Shaped[Array, "B T"]) -> Array:
-        found = rows.T.at[frames].get(mode="promise_in_bounds", wrap_negative_indices=False)
-        return plan.layout.to_layout(jnp.moveaxis(found, 2, 1)[..., None], 2)
-
-    frame_max = at(problem.frame_max)
-    blank = WIDE.encode(at(problem.blank_scores), frame_max)
-    label = WIDE.encode(scores, frame_max)
-    if pair.wildcards is not None:
-        wildcard = WIDE.encode(at(pair.wildcards.scores), jnp.zeros_like(frame_max))
-        either = WIDE.plus(blank, wildcard)
-        in_gap = plan.layout.to_layout(pair.wildcards.in_gap[..., None, :], 2)
-        blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
-    counts = at(problem.is_frame) & plan.layout.to_layout(is_nearer[:, None, :, None], 2)
-    blank = blank._replace(mantissa=select(counts, blank.mantissa, -1))
-    return lax.optimization_barrier(_Chunk(blank, label))
-
-
-def _frame_of(chunk: _Chunk, offset: Int[Array, ""], layout: Layout) -> _Chunk:
-    """Indexed here and not by the scan, whose slices would be copies."""
-
-    def at(part: Array) -> Array:
-        return take_one(part, offset, layout.frames)
-
-    return jax.tree.map(at, chunk)
 
 
 # The passes.
@@ -268,25 +119,25 @@ class _History(NamedTuple):
 
 
 def _run_first_half(
-    pair: _Pair, *, keeps_scores: bool = False, keeps_checkpoints: bool = False
+    pair: Pair, *, keeps_scores: bool = False, keeps_checkpoints: bool = False
 ) -> _FirstHalf:
     """Both passes up to where they meet."""
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
 
     def chunk(carry, index):
         alpha, table = carry
-        table, scores = _gather_label_scores(pair, table, index)
-        y = _emissions(pair, index, scores)
+        table, scores = gather_label_scores(pair, table, index)
+        y = emissions(pair, index, scores)
         after = _scan_chunk(pair, alpha, y)
         return (_normalize(after), table), alpha if keeps_checkpoints else None
 
-    table = _allocate(pair, labels, num_chunks=plan.num_chunks if keeps_scores else 1)
+    table = allocate(pair, labels, num_chunks=plan.num_chunks if keeps_scores else 1)
     (alpha, table), checkpoints = lax.scan(chunk, (pair.start, table), plan.chunks)
     return _FirstHalf(alpha, table, checkpoints)
 
 
 def _run_second_half(
-    pair: _Pair,
+    pair: Pair,
     possible: Bool[Array, "B"],
     half: _FirstHalf,
     columns: int | None,
@@ -308,8 +159,8 @@ def _run_second_half(
         if columns is None:
             scores = read_chunk(plan, label, index)  # they wait where the occupancies go
         else:
-            table, scores = _gather_label_scores(pair, table, index)
-        y = _emissions(pair, index, scores)
+            table, scores = gather_label_scores(pair, table, index)
+        y = emissions(pair, index, scores)
         alpha, history, found = record(pair, checkpoint, alpha, y, history)
         counts = y.is_frame(layout) & possible
         of_label = _occupancy(found.alphas.label, found.betas.label, y.label, found.total, layout)
@@ -325,14 +176,14 @@ def _run_second_half(
     if columns is None:
         label, table = half.table, None
     else:
-        label, table = _allocate(pair, columns, num_chunks=plan.num_chunks), half.table
+        label, table = allocate(pair, columns, num_chunks=plan.num_chunks), half.table
     gap = None
     if pair.wildcards is not None:
-        gap = _allocate(pair, labels + 1, num_chunks=plan.num_chunks)
+        gap = allocate(pair, labels + 1, num_chunks=plan.num_chunks)
     if side_by_side:
         start, history = half.alpha, _history_buffer(pair, half.alpha, 4)
     else:
-        start = _swap_halves(half.alpha, layout)
+        start = swap_halves(half.alpha, layout)
         history = (_history_buffer(pair, start, 2),) * 2
     carry = start, history, table, label, gap
     given = plan.chunks, half.checkpoints
@@ -341,11 +192,11 @@ def _run_second_half(
     return label, None if gap is None else frames_in_order(plan, gap)
 
 
-def _recorded(pair: _Pair, alpha: Alpha) -> _History:
+def _recorded(pair: Pair, alpha: Alpha) -> _History:
     return _History(None if pair.wildcards is None else alpha.blank, alpha.label)
 
 
-def _history_buffer(pair: _Pair, alpha: Alpha, passes: int) -> _History:
+def _history_buffer(pair: Pair, alpha: Alpha, passes: int) -> _History:
     """A carry and not a scan output, because XLA fills outputs with zeros before every scan."""
     boundaries = pair.plan.chunk_size + 1
     return jax.tree.map(
@@ -366,7 +217,7 @@ class _Found(NamedTuple):
     the rounding of every frame since, and as much as their product has, this total has."""
 
 
-def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
+def _scan_chunk(pair: Pair, alpha: Alpha, y: Chunk) -> Alpha:
     """Scans the frames of a chunk, towards the middle.
 
     The frames are counted here: a TPU reads what a scan hands out from an array, for as much as it
@@ -375,7 +226,7 @@ def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
 
     def step(carry, _):
         offset, alpha = carry
-        frame = _frame_of(y, offset, pair.plan.layout)
+        frame = frame_of(y, offset, pair.plan.layout)
         return (offset + 1, _forward_step(alpha, frame, pair.forward, pair.plan.layout)), None
 
     start = jnp.asarray(0, jnp.int32), alpha
@@ -383,13 +234,13 @@ def _scan_chunk(pair: _Pair, alpha: Alpha, y: _Chunk) -> Alpha:
 
 
 def _record_in_turn(
-    pair: _Pair, again: Alpha, onward: Alpha, y: _Chunk, history: tuple[_History, _History]
+    pair: Pair, again: Alpha, onward: Alpha, y: Chunk, history: tuple[_History, _History]
 ) -> tuple[Alpha, tuple[_History, _History], _Found]:
     """First the passes that came this way before, then, backward, those that come from the other
     half; their labels are in the order of this one.
     """
     back = pair.forward._replace(
-        can_skip=_swap_halves(pair.forward.can_skip, pair.plan.layout), backward=True
+        can_skip=swap_halves(pair.forward.can_skip, pair.plan.layout), backward=True
     )
     _, alphas = _record_chunk(pair, pair.forward, again, y, history[0])
     onward, betas = _record_chunk(pair, back, onward, y, history[1])
@@ -403,7 +254,7 @@ def _record_in_turn(
 
 
 def _record_side_by_side(
-    pair: _Pair, again: Alpha, onward: Alpha, y: _Chunk, history: _History
+    pair: Pair, again: Alpha, onward: Alpha, y: Chunk, history: _History
 ) -> tuple[Alpha, _History, _Found]:
     """All four passes at once, all forward: those from the other half read the chunk from its end,
     and the labels, as they always did, in the order of their own.
@@ -420,13 +271,13 @@ def _record_side_by_side(
     found = _Found(
         jax.tree.map(lambda part: part[1:, :2], history),
         jax.tree.map(lambda part: reverse(part[1:, 2:], 0, 1, layout.labels), history),
-        _totals(again, _swap_halves(onward, layout), pair),
+        _totals(again, swap_halves(onward, layout), pair),
     )
     return onward, history, found
 
 
 def _record_chunk(
-    pair: _Pair, move: Transitions, alpha: Alpha, y: _Chunk, history: _History
+    pair: Pair, move: Transitions, alpha: Alpha, y: Chunk, history: _History
 ) -> tuple[Alpha, _History]:
     """Scans the frames of a chunk, forward or backward, and records the states between them.
 
@@ -445,7 +296,7 @@ def _record_chunk(
     def step(carry, offset):
         blank, history = carry
         before, after = (offset + 1, offset) if back else (offset, offset + 1)
-        frame = _frame_of(y, offset, plan.layout)
+        frame = frame_of(y, offset, plan.layout)
         alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move, plan.layout)
         return lax.optimization_barrier((alpha.blank, record(alpha, history, after))), None
 
@@ -456,7 +307,7 @@ def _record_chunk(
     return Alpha(blank, labels(history, last)), history
 
 
-def _forward_step(alpha: Alpha, y: _Chunk, move: Transitions, layout: Layout) -> Alpha:
+def _forward_step(alpha: Alpha, y: Chunk, move: Transitions, layout: Layout) -> Alpha:
     """`recursion.forward_step`, not normalized.
 
     Labels are read from the copy that shifts them, so that what they become can be written where
@@ -484,17 +335,12 @@ def _normalize(alpha: Alpha) -> Alpha:
     return lax.optimization_barrier(Alpha(*map(WIDE.normalize, alpha)))
 
 
-def _swap_halves(alpha: Any, layout: Layout) -> Any:
-    """Each half gets what the other has, in its own order of labels."""
-    return jax.tree.map(lambda part: reverse(part, 0, layout.labels), alpha)
-
-
-def _total_at_middle(met: Alpha, pair: _Pair) -> Number:
-    both = _totals(met, _swap_halves(met, pair.plan.layout), pair)
+def _total_at_middle(met: Alpha, pair: Pair) -> Number:
+    both = _totals(met, swap_halves(met, pair.plan.layout), pair)
     return jax.tree.map(lambda part: part[0], both)
 
 
-def _totals(alpha: Alpha, beta: Alpha, pair: _Pair) -> Number:
+def _totals(alpha: Alpha, beta: Alpha, pair: Pair) -> Number:
     """The total between two frames, `[2, B]`: once through the graph, once through its image."""
     sides = transition(alpha, pair.forward, WIDE), beta
     arrived, beta = jax.tree.map(lambda part: pair.plan.layout.from_layout(part, 1), sides)
