@@ -34,7 +34,23 @@ MAY_IMPORT = {
     "_core.kernels.reference": KERNELS_MAY_IMPORT,
     "_core.kernels.chunk_tables": {"_core.semirings"},
     "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
+    "_core.kernels.tpu_layout": {"_core.problem", "_core.recursion", "_core.semirings"},
+    "_core.kernels.pallas_tpu": {
+        "_core.kernels.tpu_layout",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
+    # It chooses between kernels when a program is lowered.
+    "_core.kernels.dispatch": {
+        "_core.checks",
+        "_core.kernels.pallas_tpu",
+        "_core.kernels.xla_blocked",
+        "_core.problem",
+        "_core.sharding",
+    },
     "_core.kernels.__init__": {
+        "_core.kernels.dispatch",
         "_core.kernels.reference",
         "_core.kernels.xla_blocked",
         "_core.problem",
@@ -166,6 +182,11 @@ MAY_IMPORT = {
     "adapters.torch": {"_core.checks", "loss", "padding"},
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
+UNSTABLE = {
+    "padding": {"jax.experimental.checkify"},
+    "_core.kernels.pallas_tpu": {"jax.experimental.pallas", "jax.experimental.pallas.tpu"},
+}
+"""What may change or go with any version of JAX, and who may use it."""
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}
 
 
@@ -229,9 +250,8 @@ def test_nothing_unexpected_from_outside(module):
     names = set(imports(source_of(module)))
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"jaxctc"}
     assert roots <= MAY_COME_FROM_OUTSIDE - ({"optax"} if module not in USE_OPTAX else set())
-    allowed = {"jax.experimental.checkify"} if module == "padding" else set()
     unstable = {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
-    assert unstable <= allowed
+    assert unstable <= UNSTABLE.get(module, set())
 
 
 def test_the_arrows_go_round_in_no_circle():
@@ -255,8 +275,11 @@ def test_a_violation_would_be_seen():
     assert inner_modules(planted) == {"loss", "decoding.__init__", "adapters.torch"}
 
 
-def test_importing_the_package_runs_nothing_on_a_device():
+def test_importing_the_package_runs_nothing_on_a_device_and_takes_no_pallas():
     program = (
-        "import jaxctc, jax._src.xla_bridge as bridge; assert not bridge.backends_are_initialized()"
+        "import jaxctc, sys, jax._src.xla_bridge as bridge; "
+        "assert not bridge.backends_are_initialized(); "
+        "assert 'jax.experimental.pallas' not in sys.modules; "
+        "import jaxctc._core.kernels.pallas_tpu; assert 'jax.experimental.pallas' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
