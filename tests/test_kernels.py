@@ -182,6 +182,9 @@ def test_a_profile_shows_which_one_ran():
     arguments = jnp.zeros((3, 2)), None, jnp.array([1]), None
     text = jax.jit(jaxctc.ctc_loss).lower(*arguments).as_text(debug_info=True)
     assert "ctc_xla_blocked" in text
+    loss = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    text = jax.jit(loss).lower(*arguments).as_text(debug_info=True)
+    assert "ctc_pallas_tpu" in text
 
 
 HIDDEN = (jnp.zeros((3, 2)), jnp.eye(2), None, None, jnp.array([1]), None)

@@ -141,7 +141,8 @@ def _lower(context: Any, operands: Sequence[Any], static: Any, kernel: Any, **mo
     alone = context.module_context.replace(platforms=tuple(_platforms(context)))
 
     def solve(*operands):
-        return _run(kernel, operands, static, **more)
+        with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
+            return _run(kernel, operands, static, **more)
 
     # They are the arrays of this device, whatever varies over an axis of a mesh around it.
     avals = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
