@@ -3,8 +3,10 @@
     python -m benchmarks.accelerators                                        # losses, all shapes
     python -m benchmarks.accelerators --programs all --shapes char,bpe1k
     python -m benchmarks.accelerators --programs sharded --shapes char --targets v5e
+    python -m benchmarks.accelerators --programs kernels --targets v5e    # implementation="pallas"
 
-A TPU's milliseconds are the compiler's estimate of its cycles; a GPU's launches are kernels that
+A TPU's milliseconds are the compiler's estimate of its cycles, in which a kernel counts as nothing:
+those of `--programs kernels` are of what is around the kernel. A GPU's launches are kernels that
 the host starts, 2 to 4 µs each. What is counted, and what to install, is said in
 `benchmarks.ahead_of_time`. `--json` also writes every figure, with all loops, to a file;
 `tests/test_ahead_of_time.py` holds every program to what such a file, kept beside it, says.
@@ -27,7 +29,14 @@ from benchmarks.ahead_of_time import (
     is_installed,
     stay_on_the_cpu,
 )
-from benchmarks.programs import Program, Sizes, peers, programs, sharded_programs
+from benchmarks.programs import (
+    Program,
+    Sizes,
+    kernel_programs,
+    peers,
+    programs,
+    sharded_programs,
+)
 from benchmarks.shapes import GROUPS, SHAPES
 from benchmarks.timing import file_to_write, names_from, table
 
@@ -69,7 +78,10 @@ def slice_of(target: str) -> tuple[Any, ...]:
 def programs_of(kind: str, shape: str, target: str) -> dict[tuple[str, str], Program]:
     """By library and name: what the command line calls `--programs`."""
     sizes = Sizes(*SHAPES[shape].sizes)
-    if kind == "sharded":
+    if kind == "kernels":
+        is_tpu = TARGETS[target].platform == "tpu"
+        found = {"jaxctc": kernel_programs(sizes)} if is_tpu else {}
+    elif kind == "sharded":
         found = {"sharded": sharded_programs(slice_of(target), sizes)}
     else:
         found = {"optax": peers(sizes), "jaxctc": programs(sizes)}
@@ -231,9 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     names("--shapes", GROUPS | {name: [name] for name in SHAPES}, GROUPS["design"])
     parser.add_argument(
         "--programs",
-        choices=["losses", "all", "sharded"],
+        choices=["losses", "all", "kernels", "sharded"],
         default="losses",
-        help="the losses beside optax; every function; or several devices (default: losses)",
+        help="the losses beside optax; every function; the kernel of the TPU; or several devices"
+        " (default: losses)",
     )
     parser.add_argument("--json", type=file_to_write, help="also write all figures to this file")
     return parser

@@ -46,6 +46,7 @@ SUITES = [
     "tests/test_recursion.py",
     "tests/test_kernels.py",
     "tests/test_xla_blocked.py",
+    "tests/test_pallas_tpu.py",
     "tests/test_derivatives.py",
     "tests/test_decoding.py",
     "tests/test_error_rates.py",

@@ -95,6 +95,20 @@ def programs(sizes: Sizes) -> dict[str, Program]:
     }
 
 
+def kernel_programs(sizes: Sizes) -> dict[str, Program]:
+    """What runs in the kernel of the TPU, and has no loop beside it."""
+    loss, posteriors = (
+        with_options(function, implementation="pallas")
+        for function in (jaxctc.ctc_loss, jaxctc.posteriors)
+    )
+    shapes = ctc_shapes(sizes)
+    return {
+        "ctc_loss (pallas)": Program(loss, shapes, 0),
+        "ctc_loss (pallas), gradient": Program(value_and_gradient(loss), shapes, 0),
+        "posteriors (pallas)": Program(posteriors, shapes, 0),
+    }
+
+
 def sharded_programs(devices: Sequence[Any], sizes: Sizes) -> dict[str, Program]:
     """Of a batch of that size on every device; and of classes on two devices each."""
     batch, frames, *_ = sizes

@@ -18,7 +18,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.derivatives import loss_and_gradient
-from jaxctc._core.emissions import Config, Inputs, Scores, pad_empty_time_axis
+from jaxctc._core.emissions import (
+    Config,
+    Inputs,
+    Scores,
+    pad_empty_time_axis,
+    refuse_unsupported,
+)
 from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
 from jaxctc._core.sharding import varying_like
@@ -149,6 +155,7 @@ def _forward(config: _Config, layer: _Layer, targets: _Targets):
     labels = _look_up(places, targets.labels)
     inputs = Inputs(Scores(log_probs, None), targets.is_frame, labels, targets.is_label)
     few = Config(0, True, config.label_loop, implementation=config.implementation)
+    refuse_unsupported("ctc_loss_from_hidden", few, inputs)
     loss, (gradient, _) = loss_and_gradient(few, inputs)
     # Rounding can take it below 0: here the few log-probabilities are rounded.
     loss = jnp.where(loss < 0, jnp.zeros_like(loss), loss)

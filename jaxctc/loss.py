@@ -87,8 +87,11 @@ def ctc_loss(
         They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
       implementation: static; which schedule of the recursion computes the loss. "xla" is plain
-        operations, for every platform; None leaves the choice to the library, which is the same
-        today. Values agree to rounding.
+        operations, for every platform; "pallas" is a kernel for TPUs, which computes in float32,
+        knows no wildcards, and has not run on a device yet: on many TPUs, within `jax.shard_map`
+        alone (else "xla" runs, with a warning), and on no other platform, but in a program that
+        is exported for several. None leaves the choice to the library, which is "xla" today.
+        Values agree to rounding.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -102,7 +105,7 @@ def ctc_loss(
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
         `log_epsilon` is not one number, `wildcard_id` is negative or the blank,
         `vocab_axis_name` does not name an axis that `jax.shard_map` knows the classes to vary
-        over, `implementation` is not known.
+        over, `implementation` is not known or cannot do what it is asked for.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:

@@ -39,6 +39,12 @@ RECORDED = {
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
 
 EVERY_PROGRAM = sorted(programs(Sizes(*SHAPES["char"].sizes)))
+EVERY_KERNEL_PROGRAM = {
+    "ctc_loss (pallas)": 1,
+    "ctc_loss (pallas), gradient": 2,
+    "posteriors (pallas)": 2,
+}
+"""With the number of kernels."""
 EVERY_SHARDED_PROGRAM = [
     "ctc_loss, gradient of the mean",
     "ctc_loss (vocab_axis_name), gradient of the mean",
@@ -158,6 +164,18 @@ class TestTpu:
         assert ours.cycles <= 1.2 * theirs.cycles
         # A megabyte, because small arrays of optax's are counted elsewhere, not with temporaries.
         assert ours.memory <= 1.02 * theirs.memory + MEGABYTE
+
+    @pytest.mark.parametrize(
+        ("target", "shape"), [("v5e", "char"), ("v5e", "bpe1k"), ("v6e", "char"), ("v5p", "char")]
+    )
+    @pytest.mark.parametrize("name", EVERY_KERNEL_PROGRAM)
+    def test_kernels(self, name, target, shape):
+        """Mosaic takes the kernels, and no loop is left outside of them."""
+        program = programs_of("kernels", shape, target)["jaxctc", name]
+        cost = ahead_of_time.cost_for(target, program.function, program.arguments)
+        assert cost.kernels == ["tpu_custom_call"] * EVERY_KERNEL_PROGRAM[name]
+        assert not faults(cost, program.most_turns)
+        jax.clear_caches()
 
     @pytest.mark.parametrize("name", EVERY_SHARDED_PROGRAM)
     def test_sharded(self, name):

@@ -36,7 +36,23 @@ MAY_IMPORT = {
     "_core.kernels.mirrored": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
     "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT
     | {"_core.kernels.chunk_tables", "_core.kernels.mirrored"},
+    "_core.kernels.tpu_layout": {"_core.problem", "_core.recursion", "_core.semirings"},
+    "_core.kernels.pallas_tpu": {
+        "_core.kernels.tpu_layout",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
+    # It chooses between kernels when a program is lowered.
+    "_core.kernels.dispatch": {
+        "_core.checks",
+        "_core.kernels.pallas_tpu",
+        "_core.kernels.xla_blocked",
+        "_core.problem",
+        "_core.sharding",
+    },
     "_core.kernels.__init__": {
+        "_core.kernels.dispatch",
         "_core.kernels.reference",
         "_core.kernels.xla_blocked",
         "_core.problem",
@@ -186,6 +202,11 @@ MAY_IMPORT = {
     "adapters.torch": {"_core.checks", "loss", "padding"},
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
+UNSTABLE = {
+    "padding": {"jax.experimental.checkify"},
+    "_core.kernels.pallas_tpu": {"jax.experimental.pallas", "jax.experimental.pallas.tpu"},
+}
+"""What may change or go with any version of JAX, and who may use it."""
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}
 MAY_BE_MISSING = {"__main__": {"tqdm"}, "plot": {"matplotlib"}}
 """Imported when called, and no dependency."""
@@ -252,9 +273,8 @@ def test_nothing_unexpected_from_outside(module):
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"jaxctc"}
     known = MAY_COME_FROM_OUTSIDE - ({"optax"} if module not in USE_OPTAX else set())
     assert roots <= known | MAY_BE_MISSING.get(module, set())
-    allowed = {"jax.experimental.checkify"} if module == "padding" else set()
     unstable = {name for name in names if name.startswith(("jax._src", "jax.experimental"))}
-    assert unstable <= allowed
+    assert unstable <= UNSTABLE.get(module, set())
 
 
 def test_the_arrows_go_round_in_no_circle():
@@ -278,8 +298,11 @@ def test_a_violation_would_be_seen():
     assert inner_modules(planted) == {"loss", "decoding.__init__", "adapters.torch"}
 
 
-def test_importing_the_package_runs_nothing_on_a_device():
+def test_importing_the_package_runs_nothing_on_a_device_and_takes_no_pallas():
     program = (
-        "import jaxctc, jax._src.xla_bridge as bridge; assert not bridge.backends_are_initialized()"
+        "import jaxctc, sys, jax._src.xla_bridge as bridge; "
+        "assert not bridge.backends_are_initialized(); "
+        "assert 'jax.experimental.pallas' not in sys.modules; "
+        "import jaxctc._core.kernels.pallas_tpu; assert 'jax.experimental.pallas' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,11 +1,12 @@
 """All implementations of the loss, held to the same truth; and who is chosen for what.
 
 The reference is the recursion as it is written down. A kernel that joins `IMPLEMENTATIONS` meets
-everything here without another line.
+everything here without another line. On a CPU the kernel of the TPU is emulated.
 """
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +21,20 @@ from benchmarks.accuracy import KINDS, SIZES, problem
 from jaxctc._core import kernels
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import build_lattice, prepare_inputs
-from jaxctc._core.kernels import IMPLEMENTATIONS, reference, xla_blocked
+from jaxctc._core.kernels import IMPLEMENTATIONS, dispatch, reference, xla_blocked
 from jaxctc._core.occupancies import solve
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+@pytest.fixture(autouse=True)
+def _run_here(monkeypatch, request):
+    """Emulates "pallas" on a CPU; there is no kernel for a GPU."""
+    monkeypatch.setenv(dispatch.INTERPRET, "tpu")
+    named = getattr(request.node, "callspec", None)
+    if named and named.params.get("implementation") == "pallas" and jax.default_backend() == "gpu":
+        pytest.skip("no kernel for a GPU")
 
 
 def marked(case):
@@ -122,6 +132,8 @@ class TestEveryImplementation:
 )
 def test_options_and_batches_against_the_reference(implementation, options, batch, rng):
     """For many examples with few labels, too, which lie otherwise."""
+    if implementation == "pallas" and "wildcard_id" in options:
+        pytest.skip("refused, see `test_pallas_tpu`")
     classes = 6 if "wildcard_id" in options else 5
     arguments = (
         rng.normal(size=(*batch, 21, 5)).astype(np.float32),
@@ -170,6 +182,9 @@ def test_a_profile_shows_which_one_ran():
     arguments = jnp.zeros((3, 2)), None, jnp.array([1]), None
     text = jax.jit(jaxctc.ctc_loss).lower(*arguments).as_text(debug_info=True)
     assert "ctc_xla_blocked" in text
+    loss = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    text = jax.jit(loss).lower(*arguments).as_text(debug_info=True)
+    assert "ctc_pallas_tpu" in text
 
 
 HIDDEN = (jnp.zeros((3, 2)), jnp.eye(2), None, None, jnp.array([1]), None)
@@ -189,14 +204,23 @@ class TestImplementation:
         unnamed, named = function(*arguments), function(*arguments, implementation="xla")
         jax.tree.map(np.testing.assert_array_equal, unnamed, named)
 
-    def test_pallas_is_refused_by_name(self, function, arguments):
+    def test_pallas(self, function, arguments):
+        ours = function(*arguments, implementation="pallas")
+        chex.assert_trees_all_close(ours, function(*arguments), atol=1e-6)
+
+    def test_pallas_refuses_what_it_cannot_do(self, function, arguments, x64):
+        in_float64 = [
+            part.astype(jnp.float64) if part is not None and part.dtype == jnp.float32 else part
+            for part in arguments
+        ]
         message = (
-            rf'{function.__name__}: implementation must be None or "xla"; got pallas. '
-            r'Kernels in Pallas are to come. Use "xla".'
+            f'{function.__name__}: implementation must be None or "xla" here; got pallas. '
+            "The TPU kernel computes in float32, not in float64."
         )
         with pytest.raises(ValueError, match=message):
-            function(*arguments, implementation="pallas")
+            function(*in_float64, implementation="pallas")
 
     def test_unknown(self, function, arguments):
-        with pytest.raises(ValueError, match='implementation must be None or "xla"; got 3'):
+        message = 'implementation must be None, "xla" or "pallas"; got 3'
+        with pytest.raises(ValueError, match=message):
             function(*arguments, implementation=3)

@@ -319,12 +319,32 @@ def choice(function: str, argument: str, value: Any, choices: tuple[str, ...]) -
 
 
 def implementation(function: str, value: Any, names: tuple[str, ...]) -> None:
-    """Refuses what is not the name of an implementation, or of one that is to come."""
+    """Refuses what is not the name of an implementation."""
     if value is None or (isinstance(value, str) and value in names):
         return
-    remedy = 'Kernels in Pallas are to come. Use "xla".' if value == "pallas" else ""
-    known = " or ".join(f'"{name}"' for name in names)
-    fail(function, "implementation", f"be None or {known}", value, remedy)
+    known = ", ".join(f'"{name}"' for name in names[:-1])
+    fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value)
+
+
+def implementation_can(function: str, value: Any, reason: str | None) -> None:
+    """Refuses an implementation that says why it cannot do what it is asked for."""
+    if reason is not None:
+        fail(function, "implementation", 'be None or "xla" here', value, reason)
+
+
+NOT_PARTITIONED = (
+    'jaxctc: implementation="pallas" runs as plain operations here, because XLA cannot spread a '
+    "kernel over devices. Call it within jax.shard_map over all axes of the mesh, and every device "
+    "runs the kernel on its part of the batch."
+)
+
+
+def fail_without_kernel(platform: str, variable: str) -> NoReturn:
+    """Refuses to lower what was asked for by name, where there is none."""
+    remedy = f'Use None or "xla", or a TPU; on a CPU, {variable}=tpu emulates its kernel.'
+    fail(
+        "jaxctc", "implementation", f'be None or "xla" on the platform {platform}', "pallas", remedy
+    )
 
 
 def lengths(

@@ -8,6 +8,7 @@ Log-probabilities, label priors and wildcards are ways to arrive at scores. What
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
-from jaxctc._core.kernels import PUBLIC_NAMES
+from jaxctc._core.kernels import PUBLIC_NAMES, refusal
 from jaxctc._core.lean import select
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
 from jaxctc._core.problem import Problem, Wildcards
@@ -129,7 +130,18 @@ def prepare_inputs(
         penalty = checks.number(function, "wildcard_penalty", wildcard_penalty)
         wildcard = _score_of_all_but(blank, mask_padding(scores, is_frame))
         wildcard -= penalty.astype(wildcard.dtype)
-    return config, Inputs(Scores(scores, wildcard), is_frame, given.labels, given.is_label)
+    inputs = Inputs(Scores(scores, wildcard), is_frame, given.labels, given.is_label)
+    refuse_unsupported(function, config, inputs)
+    return config, inputs
+
+
+def refuse_unsupported(function: str, config: Config, inputs: Inputs) -> None:
+    """Raises where the implementation that was asked for cannot solve the problem."""
+    if config.implementation != "pallas":
+        return
+    problem = jax.eval_shape(lambda inputs: build_lattice(inputs, config).problem, inputs)
+    reason = refusal(problem, label_loop=config.label_loop)
+    checks.implementation_can(function, config.implementation, reason)
 
 
 def pad_empty_time_axis(given: checks.CtcInputs) -> checks.CtcInputs:

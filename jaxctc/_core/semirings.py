@@ -187,7 +187,7 @@ _LN2_LO = math.log(2) - _LN2_HI
 _STEP = 1024
 
 
-def _power_of_two(exponent: Array, nothing: Array | int = -_BIAS) -> Array:
+def power_of_two(exponent: Array, nothing: Array | int = -_BIAS) -> Array:
     """2^(exponent - nothing - 127) as a float32, for results up to 2^127; 0 up to `nothing`."""
     biased = jnp.maximum(exponent - nothing, 0)
     return lax.bitcast_convert_type(biased << _MANTISSA_BITS, jnp.float32)
@@ -245,21 +245,21 @@ def _wide_normalize(number: Wide) -> Wide:
 def _wide_plus(*terms: Wide) -> Wide:
     largest = functools.reduce(jnp.maximum, (term.exponent for term in terms))
     nothing = largest - _BIAS
-    scaled = (term.mantissa * _power_of_two(term.exponent, nothing) for term in terms)
+    scaled = (term.mantissa * power_of_two(term.exponent, nothing) for term in terms)
     return Wide(functools.reduce(jnp.add, scaled), largest)
 
 
 def _wide_sum(terms: Wide) -> Wide:
     largest = jnp.max(terms.exponent, axis=-1)
     nothing = (largest - _BIAS)[..., None]
-    scaled = terms.mantissa * _power_of_two(terms.exponent, nothing)
+    scaled = terms.mantissa * power_of_two(terms.exponent, nothing)
     return Wide(jnp.sum(scaled, axis=-1), largest)
 
 
 def _wide_occupancy(a: Wide, b: Wide, total: Wide) -> Array:
     both = _wide_times(a, b)
     exponent = jnp.minimum(both.exponent - total.exponent, _BIAS)
-    return both.mantissa / total.mantissa * _power_of_two(exponent)
+    return both.mantissa / total.mantissa * power_of_two(exponent)
 
 
 def _wide_divide(a: Wide, b: Wide) -> Wide:

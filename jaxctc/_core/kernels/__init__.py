@@ -25,12 +25,24 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from jaxctc._core.kernels import reference, xla_blocked
+from jaxctc._core.kernels import dispatch, reference, xla_blocked
 from jaxctc._core.problem import Problem
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": xla_blocked, "reference": reference}
-PUBLIC_NAMES = ("xla",)
+IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "xla": xla_blocked,
+    "pallas": dispatch,
+    "reference": reference,
+}
+PUBLIC_NAMES = ("xla", "pallas")
 """Those that users may ask for."""
+VALIDATED: dict[str, str] = {}
+"""Kinds of devices on which None may come to mean "pallas", each with its record in benchmarks/:
+none yet, for the kernel was compiled and emulated, and never run on a device."""
+
+
+def refusal(problem: Problem, *, label_loop: bool) -> str | None:
+    """Why "pallas", which has no substitute, cannot solve a problem; None if it can."""
+    return dispatch.unsupported(problem, label_loop=label_loop)
 
 
 def resolve(implementation: str | None, problem: Problem, *, label_loop: bool) -> ModuleType:

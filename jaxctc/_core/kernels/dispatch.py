@@ -1,0 +1,183 @@
+"""The implementation "pallas": which kernel runs is decided when a program is lowered.
+
+A primitive of its own stands for the whole solution in the traced program. Its operands are the
+arrays of a `Problem`. Only when a program is lowered is it known for which platforms, and for how
+many devices:
+
+    TPU            the kernel, where one device or `jax.shard_map` hands it whole arrays; else the
+                   plain path, with a warning, for XLA cannot partition a kernel
+    others         the plain path in a program for several platforms; in a program for them alone,
+                   an error, for whoever asks for a kernel by name wants no other
+    a CPU, where `JAXCTC_PALLAS_INTERPRET=tpu`
+                   the kernel of the TPU, emulated by plain operations
+
+This is the only module that knows how JAX's primitives, batching and lowering work. Pallas is
+imported when the first problem asks for it.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jaxtyping import Float
+
+from jaxctc._core import checks
+from jaxctc._core.kernels import xla_blocked
+from jaxctc._core.problem import Problem
+from jaxctc._core.sharding import varying_like
+
+INTERPRET = "JAXCTC_PALLAS_INTERPRET"
+"""The environment variable that asks for emulation: "tpu" or nothing."""
+
+
+def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
+    """Why no kernel can solve a problem, in a sentence; None if one can."""
+    return _kernel().unsupported(problem, label_loop=label_loop)
+
+
+def log_total(problem: Problem, *, label_loop: bool) -> Float[Array, "*B"]:
+    """As the module that is chosen has it."""
+    return _bind(problem, label_loop=label_loop, by_column=None)[0]
+
+
+def log_total_and_occupancies(
+    problem: Problem, *, label_loop: bool, by_column: bool
+) -> tuple[Float[Array, "*B"], Float[Array, "*B T N"], None]:
+    """As the module that is chosen has it; there are no wildcards."""
+    total, occupancies = _bind(problem, label_loop=label_loop, by_column=by_column)
+    return total, occupancies, None
+
+
+def _kernel() -> ModuleType:
+    from jaxctc._core.kernels import pallas_tpu  # it imports Pallas
+
+    return pallas_tpu
+
+
+def _bind(problem: Problem, **static: Any) -> list[Array]:
+    # `jax.shard_map` wants to see what varies over its axes vary together.
+    operands = jax.tree.leaves(problem)
+    return solve_p.bind(*varying_like(operands, *operands), **static)
+
+
+def _run(
+    kernel: ModuleType, operands: Sequence[Array], static: dict[str, Any], **more: Any
+) -> list[Array]:
+    """The outputs of the primitive, by one of the modules."""
+    problem = jax.tree.unflatten(_STRUCTURE, operands)
+    label_loop, by_column = static["label_loop"], static["by_column"]
+    if by_column is None:
+        return [kernel.log_total(problem, label_loop=label_loop, **more)]
+    options = {"label_loop": label_loop, "by_column": by_column, **more}
+    return list(kernel.log_total_and_occupancies(problem, **options)[:2])
+
+
+_FIELDS = [None if name == "wildcards" else 0 for name in Problem._fields]
+_STRUCTURE = jax.tree.structure(Problem(*_FIELDS))  # pyright: ignore[reportArgumentType]
+
+solve_p = Primitive("ctc_solve")
+"""Static: `label_loop`; `by_column`, None for the total alone."""
+solve_p.multiple_results = True
+
+
+@solve_p.def_impl
+def _eager(*operands, **static):
+    with jax.disable_jit(False):  # else it would call itself
+        return jax.jit(functools.partial(solve_p.bind, **static))(*operands)
+
+
+@solve_p.def_abstract_eval
+def _shapes(*operands, label_loop, by_column):
+    del label_loop
+    problem = jax.tree.unflatten(_STRUCTURE, operands)
+    batch, frames = problem.is_frame.shape
+    total = _like(problem.frame_max, batch)
+    if by_column is None:
+        return [total]
+    entries = problem.scores.shape[-1] if by_column else problem.is_label.shape[-1]
+    return [total, _like(problem.frame_max, batch, frames, entries)]
+
+
+def _like(aval: Any, *shape: int) -> Any:
+    """Of another shape, spread over the devices by its batch alone; varying as before."""
+    first, *_ = (*aval.sharding.spec, None)
+    spec = jax.P(first, *[None] * (len(shape) - 1))
+    return aval.update(shape=shape, sharding=aval.sharding.update(spec=spec))
+
+
+def _batched(operands, axes, **static):
+    """An axis more is a larger batch."""
+    given = zip(operands, axes, strict=True)
+    size = next(operand.shape[axis] for operand, axis in given if axis is not None)
+    operands = [
+        jnp.broadcast_to(operand, (size, *operand.shape))
+        if axis is None
+        else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    batch = operands[0].shape[1]
+    folded = [operand.reshape(size * batch, *operand.shape[2:]) for operand in operands]
+    found = solve_p.bind(*folded, **static)
+    return [part.reshape(size, batch, *part.shape[1:]) for part in found], [0] * len(found)
+
+
+batching.primitive_batchers[solve_p] = _batched
+
+
+# Lowering.
+
+
+def _lower(context: Any, operands: Sequence[Any], static: Any, kernel: Any, **more: Any) -> Any:
+    """What a module makes of it, for the platform of the context alone."""
+    alone = context.module_context.replace(platforms=tuple(_platforms(context)))
+
+    def solve(*operands):
+        with jax.named_scope(f"ctc_{kernel.__name__.rpartition('.')[2]}"):
+            return _run(kernel, operands, static, **more)
+
+    # They are the arrays of this device, whatever varies over an axis of a mesh around it.
+    avals = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+    lower = mlir.lower_fun(solve, multiple_results=True)
+    return lower(context.replace(module_context=alone, avals_in=avals), *operands)
+
+
+def _platforms(context: Any) -> Sequence[str]:
+    return context.platforms or context.module_context.platforms
+
+
+def _has_whole_arrays(context: Any) -> bool:
+    """Whether a program sees all that a device has: one device, or all axes manual."""
+    axes = context.module_context.axis_context
+    if getattr(axes, "num_devices", None) == 1:
+        return True
+    manual = getattr(axes, "manual_axes", None)
+    return manual is not None and manual == frozenset(axes.mesh.axis_names)
+
+
+def _on_tpu(context, *operands, **static):
+    if _has_whole_arrays(context):
+        return _lower(context, operands, static, _kernel())
+    warnings.warn(checks.NOT_PARTITIONED, stacklevel=2)
+    return _lower(context, operands, static, xla_blocked)
+
+
+def _elsewhere(context, *operands, **static):
+    if len(context.module_context.platforms) > 1:
+        return _lower(context, operands, static, xla_blocked)
+    (platform,) = context.module_context.platforms
+    if platform == "cpu" and os.environ.get(INTERPRET) == "tpu":
+        return _lower(context, operands, static, _kernel(), interpret=True)
+    checks.fail_without_kernel(platform, INTERPRET)
+
+
+mlir.register_lowering(solve_p, _on_tpu, platform="tpu")
+mlir.register_lowering(solve_p, _elsewhere)
