@@ -111,6 +111,25 @@ class TestBatches:
         assert set(exchanged(compiled)) == {("all-reduce", ())}
         assert_equal(compiled(*spread), step(*arguments))
 
+    @pytest.mark.parametrize("check_vma", [True, False])
+    def test_the_kernel_of_a_tpu_runs_on_every_device(self, check_vma, rng, monkeypatch):
+        """Emulated, within `jax.shard_map`: the same numbers, and nothing is exchanged."""
+        monkeypatch.setenv("JAXCTC_PALLAS_INTERPRET", "tpu")
+        logits, *rest = batch(rng, 5, examples=16)
+        weights = np.ones(16, np.float32)
+        function = functools.partial(loss_and_gradient, implementation="pallas")
+        spread = jax.shard_map(
+            function,
+            mesh=mesh(batch=8),
+            in_specs=P("batch"),
+            out_specs=P("batch"),
+            check_vma=check_vma,
+        )
+        compiled = jax.jit(spread).lower(weights, logits, *rest).compile()
+        assert exchanged(compiled) == []
+        ours, theirs = compiled(weights, logits, *rest), loss_and_gradient(weights, logits, *rest)
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
     def test_alignments_and_word_errors(self, rng):
         """Nothing to sum up here."""
 

@@ -125,7 +125,7 @@ def _most_lanes() -> int:
 # Into the layout.
 
 
-def in_lanes(values: Array, layout: Layout, fill: float) -> Array:
+def in_lanes(values: Array, layout: Layout, fill: int) -> Array:
     """`[B, N]` in the order of the lanes, `[B, fold · P]`."""
     missing = layout.fold * layout.width - values.shape[1]
     rows = jnp.pad(values, ((0, 0), (0, missing)), constant_values=fill)
