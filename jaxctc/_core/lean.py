@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int, Shaped
 
 
 def select(
-    condition: Bool[Array, "..."], values: Shaped[Array, "..."], otherwise: Array | float
+    condition: Bool[Array, "..."], values: Shaped[Array, "..."], otherwise: Array | float | int
 ) -> Shaped[Array, "..."]:
     """The values where the condition holds, elsewhere a number or others of the same shape.
 

@@ -146,7 +146,7 @@ def initial(problem: Problem, semiring: Semiring, *, backward: bool = False) -> 
     return weight_one_in(start_blank(problem, backward=backward), problem, semiring)
 
 
-def start_blank(problem: Problem, *, backward: bool = False) -> Bool[Array, "*B N+1"]:
+def start_blank(problem: Problem, *, backward: bool = False) -> Bool[Array, "*B blanks"]:
     """The blank that a path comes from: blank 0 or, backward, the one after the last label."""
     count = problem.label_count
     shape = (*count.shape, problem.is_label.shape[-1] + 1)
@@ -155,7 +155,7 @@ def start_blank(problem: Problem, *, backward: bool = False) -> Bool[Array, "*B 
 
 
 def weight_one_in(
-    blank: Bool[Array, "... N+1"], problem: Problem, semiring: Semiring, axis: int = -1
+    blank: Bool[Array, "..."], problem: Problem, semiring: Semiring, axis: int = -1
 ) -> Alpha:
     """Weight one in some blanks, zero elsewhere; the labels lie along `axis`."""
     shape = list(blank.shape)

@@ -152,10 +152,10 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # needed on the way, for powers of two are made by writing bits.
 #
 # Where the model is sure, all that counts has probabilities next to 1, their logarithms lie next to
-# 0, and there LOG is the more precise: torch's gradients are right to 1e-8. Rounding by √T · 2^-24
-# is what makes the difference, and alpha · beta of neighbouring frames, and their sum over states,
-# have it in common. So a kernel does well to divide by a total summed close by: then occupancies are
-# right to 1e-7 or so at any length, if those of other states and of the softmax are, too.
+# 0, and there LOG is the more precise: torch's gradients are right to 1e-8 there. What WIDE numbers
+# have against them is the rounding of T frames; but alpha · beta of neighbouring frames, and their
+# sum over states, have it in common. So a kernel does well to divide by a total summed close by:
+# then occupancies are right to some 1e-7 at any length.
 #
 # Mantissas have room to spare, so products and sums leave them as they come, and exponents do not
 # depend on them; a number is normalized only now and then.

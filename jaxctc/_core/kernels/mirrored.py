@@ -122,7 +122,7 @@ class Chunk(NamedTuple):
     addition of all states."""
     label: Number
 
-    def is_frame(self, layout: Layout) -> Bool[Array, "2 B chunk_size 1"]:
+    def is_frame(self, layout: Layout) -> Bool[Array, "..."]:
         """False in padded frames, and in those of an overlap that count for the other half."""
         return lax.slice_in_dim(self.blank.mantissa, 0, 1, axis=layout.labels) > 0
 
