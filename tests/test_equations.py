@@ -25,7 +25,9 @@ def test_loss_and_gradient_are_small_programs(shape, platform):
         jax.ShapeDtypeStruct((batch, labels), jnp.float32),
     )
     assert count_equations(ctc_loss, arguments, platform) <= 500
-    assert count_equations(loss_and_gradient, arguments, platform) <= 950
+    # A CPU takes a chunk's passes in turn, which are two loops for one.
+    most = 1000 if platform == "cpu" else 950
+    assert count_equations(loss_and_gradient, arguments, platform) <= most
 
 
 def test_inner_programs_count_once_and_branches_of_other_platforms_not_at_all():
