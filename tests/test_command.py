@@ -93,6 +93,7 @@ def test_cues(talk):
         assert [cue[2] for cue in read_srt(talk / "short.srt")] == texts
 
 
+@pytest.mark.slow
 def test_unknown_characters(talk, capsys):
     (talk / "talk.txt").write_text("Hello £5 cab")
     assert align() == 2
@@ -290,6 +291,7 @@ def test_decode_reports_progress(doubtful, capsys, monkeypatch, has_tqdm):
     assert (doubtful / "out.txt").read_text().split("\t")[1] == "hello bod cab\n"
 
 
+@pytest.mark.slow
 def test_decode_with_hot_words_and_n_grams(doubtful, capsys):
     """Either is enough to hear "bob"."""
     (doubtful / "words.arpa").write_text(
