@@ -20,7 +20,7 @@ from jaxctc._core.kernels.chunk_tables import (
     read_chunk,
     write_rows,
 )
-from jaxctc._core.lean import reverse, select, take_one
+from jaxctc._core.lean import broadcast, reverse, select, take_one
 from jaxctc._core.normalizer import at_least_float32
 from jaxctc._core.problem import Problem, Wildcards, mask_labels
 from jaxctc._core.recursion import Alpha, Transitions, start_blank, transitions, weight_one_in
@@ -108,9 +108,10 @@ def swap_halves(alpha: Any, layout: Layout) -> Any:
 
 def allocate(pair: Pair, width: int, *, num_chunks: int) -> Float[Array, "B R width"]:
     """A table (`chunk_tables`) with rows for so many chunks of both halves, laid out."""
-    frame_max, rows = pair.problem.frame_max, 2 * num_chunks * pair.plan.chunk_size
-    table = lax.full_like(frame_max, 0, shape=(frame_max.shape[0], rows, width))
-    return pair.plan.layout.to_layout(table, 2)
+    # Made of an array of the batch, it lies on the devices that the batch lies on.
+    zero = lax.full_like(pair.problem.frame_max[:, :1, None], 0)
+    rows = 2 * num_chunks * pair.plan.chunk_size
+    return pair.plan.layout.to_layout(broadcast(zero, (zero.shape[0], rows, width)), 2)
 
 
 class Chunk(NamedTuple):
