@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import P
+from jax.export import export
 from jax.sharding import AxisType, NamedSharding
 
 import jaxctc
@@ -110,6 +111,25 @@ class TestBatches:
         compiled = step.lower(*spread).compile()
         assert set(exchanged(compiled)) == {("all-reduce", ())}
         assert_equal(compiled(*spread), step(*arguments))
+
+    @pytest.mark.filterwarnings("ignore:jaxctc. implementation:UserWarning")
+    def test_two_axes_of_batch_stay_where_there_is_no_kernel(self, rng):
+        """A program for several platforms runs as plain operations here; nothing is exchanged."""
+        arguments = jax.tree.map(
+            lambda part: part.reshape(8, 4, *part.shape[1:]), batch(rng, 40, examples=32)
+        )
+        places = NamedSharding(mesh(outer=4, inner=2), P("outer", "inner"))
+        spread = jax.device_put(arguments, places)
+        weights = jax.device_put(np.ones((8, 4), np.float32), places)
+
+        def program(implementation):
+            return functools.partial(loss_and_gradient, implementation=implementation)
+
+        given = weights, *spread
+        exported = export(jax.jit(program("pallas")), platforms=["cpu", "tpu"])(*given)
+        compiled = jax.jit(exported.call).lower(*given).compile()
+        assert exchanged(compiled) == []
+        assert_equal(compiled(*given), program("xla")(np.ones((8, 4), np.float32), *arguments))
 
     @pytest.mark.parametrize("check_vma", [True, False])
     def test_the_kernel_of_a_tpu_runs_on_every_device(self, check_vma, rng, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from jax import P
 from jax.export import export
 from jax.sharding import AxisType, NamedSharding
+from jaxprs import equations
 from test_pallas_tpu import ragged
 
 from jaxctc import ctc_loss, ctc_loss_from_hidden, posteriors
@@ -80,6 +81,18 @@ def test_transformations(name, arguments, emulated):
     ours, theirs = (program(loss, *no_nan(arguments)) for loss in (pallas, plain))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-6, atol=1e-6)
     assert "ctc_solve" in str(jax.make_jaxpr(program, static_argnums=0)(pallas, *arguments))
+
+
+def test_axes_of_batch_stay_apart_until_it_is_lowered(arguments):
+    """Folded into one, a batch that XLA spreads over two axes would be gathered."""
+    two_axes = [part.reshape(2, 3, *part.shape[1:]) for part in arguments]
+    for program in (pallas, jax.vmap(pallas)):
+        (solve,) = (
+            eqn
+            for eqn in equations(jax.make_jaxpr(program)(*two_axes).jaxpr)
+            if eqn.primitive is dispatch.solve_p
+        )
+        assert [part.aval.shape for part in solve.outvars] == [(2, 3)]
 
 
 def test_eager(arguments, emulated):

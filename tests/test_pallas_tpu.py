@@ -155,6 +155,17 @@ def test_scores_of_any_size():
     assert_like_the_reference(problem_of((logits - 1e30, *rest), logits_normalized=True))
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, np.finfo(np.float32).max])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_classes_that_no_label_reads_count_for_nothing(odd, dtype):
+    """Where logits are log-probabilities; in a product with zeros they would make NaN."""
+    logits, *rest = ragged(6, 9, 12, 4, dtype=dtype)
+    with_odd = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=odd)
+    problem = problem_of((with_odd, *rest), logits_normalized=True)
+    total = assert_like_the_reference(problem, by_column=True)
+    assert np.isfinite(total).any()
+
+
 def test_integers_of_64_bits(x64):
     assert_like_the_reference(problem_of(ragged(5, 9, 12, 4)))
 

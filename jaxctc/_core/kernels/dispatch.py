@@ -16,6 +16,7 @@ imported when the first problem asks for it.
 """
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -75,17 +76,29 @@ def _run(
     """The outputs of the primitive, by one of the modules."""
     problem = jax.tree.unflatten(_STRUCTURE, operands)
     label_loop, by_column = static["label_loop"], static["by_column"]
-    if by_column is None:
-        return [kernel.log_total(problem, label_loop=label_loop, **more)]
-    options = {"label_loop": label_loop, "by_column": by_column, **more}
-    return list(kernel.log_total_and_occupancies(problem, **options)[:2])
+
+    def solve(problem: Problem) -> list[Array]:
+        if by_column is None:
+            return [kernel.log_total(problem, label_loop=label_loop, **more)]
+        options = {"label_loop": label_loop, "by_column": by_column, **more}
+        return list(kernel.log_total_and_occupancies(problem, **options)[:2])
+
+    batch = problem.label_count.shape
+    if kernel is xla_blocked:
+        # Folded into one, a batch that XLA spreads over two of its axes would be gathered.
+        for _ in batch[1:]:
+            solve = jax.vmap(solve)
+        return solve(problem)
+    axes, size = len(batch), math.prod(batch)
+    folded = jax.tree.map(lambda part: part.reshape(size, *part.shape[axes:]), problem)
+    return [part.reshape(*batch, *part.shape[1:]) for part in solve(folded)]
 
 
 _FIELDS = [None if name == "wildcards" else 0 for name in Problem._fields]
 _STRUCTURE = jax.tree.structure(Problem(*_FIELDS))  # pyright: ignore[reportArgumentType]
 
 solve_p = Primitive("ctc_solve")
-"""Static: `label_loop`; `by_column`, None for the total alone."""
+"""For any axes of batch. Static: `label_loop`; `by_column`, None for the total alone."""
 solve_p.multiple_results = True
 
 
@@ -99,7 +112,7 @@ def _eager(*operands, **static):
 def _shapes(*operands, label_loop, by_column):
     del label_loop
     problem = jax.tree.unflatten(_STRUCTURE, operands)
-    batch, frames = problem.is_frame.shape
+    *batch, frames = problem.is_frame.shape
     total = _like(problem.frame_max, batch)
     if by_column is None:
         return [total]
@@ -107,15 +120,15 @@ def _shapes(*operands, label_loop, by_column):
     return [total, _like(problem.frame_max, batch, frames, entries)]
 
 
-def _like(aval: Any, *shape: int) -> Any:
+def _like(aval: Any, batch: Sequence[int], *more: int) -> Any:
     """Of another shape, spread over the devices by its batch alone; varying as before."""
-    first, *_ = (*aval.sharding.spec, None)
-    spec = jax.P(first, *[None] * (len(shape) - 1))
-    return aval.update(shape=shape, sharding=aval.sharding.update(spec=spec))
+    spread = (*aval.sharding.spec, *[None] * len(batch))[: len(batch)]
+    spec = jax.P(*spread, *[None] * len(more))
+    return aval.update(shape=(*batch, *more), sharding=aval.sharding.update(spec=spec))
 
 
 def _batched(operands, axes, **static):
-    """An axis more is a larger batch."""
+    """One axis of batch more, which stays an axis until it is known what runs."""
     given = zip(operands, axes, strict=True)
     size = next(operand.shape[axis] for operand, axis in given if axis is not None)
     operands = [
@@ -124,10 +137,8 @@ def _batched(operands, axes, **static):
         else jnp.moveaxis(operand, axis, 0)
         for operand, axis in zip(operands, axes, strict=True)
     ]
-    batch = operands[0].shape[1]
-    folded = [operand.reshape(size * batch, *operand.shape[2:]) for operand in operands]
-    found = solve_p.bind(*folded, **static)
-    return [part.reshape(size, batch, *part.shape[1:]) for part in found], [0] * len(found)
+    found = solve_p.bind(*operands, **static)
+    return found, [0] * len(found)
 
 
 batching.primitive_batchers[solve_p] = _batched

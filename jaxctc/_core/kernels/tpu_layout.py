@@ -152,13 +152,17 @@ def frames_in_lanes(
 
     Labels' scores are a product with zeros and ones, which is exact in full precision: the parts
     of eight bits that a TPU multiplies add up to what they were. Infinity times zero would be NaN
-    in it, so -inf is a number that is zero in WIDE. A lane without a label scores `frame_max`,
+    in it, and NaN times zero is, so nothing in a column that no label reads may be either: -inf
+    and NaN are a number that is zero in WIDE. Examples that read NaN or +inf are known by then
+    (`emissions.Lattice.has_nan`). A lane without a label scores `frame_max`,
     which keeps every mantissa in bounds.
     """
     scores = problem.scores
     if scores.dtype != jnp.bfloat16:
         scores = scores.astype(jnp.float32)
-    finite = jnp.maximum(scores, jnp.finfo(jnp.bfloat16).min.astype(scores.dtype))
+    # What is beyond bfloat16 would be rounded to infinity.
+    most = jnp.finfo(jnp.bfloat16).max.astype(scores.dtype)
+    finite = jnp.where(jnp.isnan(scores), -most, jnp.clip(scores, -most, most))
     is_read = _is_read(columns, scores.shape[-1]).astype(scores.dtype)
     read = jnp.einsum(
         "btk,bkl->tbl",
