@@ -35,9 +35,6 @@ IMPLEMENTATIONS: dict[str, ModuleType] = {
 }
 PUBLIC_NAMES = ("xla", "pallas")
 """Those that users may ask for."""
-VALIDATED: dict[str, str] = {}
-"""Kinds of devices on which None may come to mean "pallas", each with its record in benchmarks/:
-none yet, for the kernel was compiled and emulated, and never run on a device."""
 
 
 def refusal(problem: Problem, *, label_loop: bool) -> str | None:
