@@ -97,10 +97,7 @@ def plot_alignment(
         features, a row of the array for each column of the picture.
       words: spans to show below the path: of `timed_spans` with the same `frame_seconds` and
         `offset`, or with `frame_seconds=1` where frames are counted.
-      names: what to call the ids 0, 1, …, such as `Vocabulary.names`; None writes numbers.
-      ax: an `Axes` of Matplotlib to draw in; None takes the current one.
-      frame_seconds: seconds from one frame to the next; None counts frames.
-      offset: seconds at which the first frame begins.
+      names, ax, frame_seconds, offset: as of `plot_posteriors`.
 
     Returns:
       The `Axes` of the path; that of the signal is the first of its `child_axes`. Labels

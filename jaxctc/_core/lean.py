@@ -1,8 +1,8 @@
 """Array operations as the one or two equations that they are.
 
 `jnp.where`, `jnp.flip` and indexing come wrapped in a `jit` each, broadcast what need not be, and
-ask of every index whether it is negative. In the loops of the recursion that were half of all
-equations, and the time to trace and to compile a program grows with their number.
+ask of every index whether it is negative. That made a third of all equations of the loss, and the
+time to trace and to compile a program grows with their number.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def select(
 
 
 def broadcast(values: Shaped[Array, "..."], shape: Sequence[int]) -> Shaped[Array, "..."]:
-    """The values in a shape of as many axes, each as long as before or, before, of length 1."""
+    """The values in a shape with as many axes, of which those of length 1 may become longer."""
     shape = tuple(shape)
     same = values.shape == shape
     return values if same else lax.broadcast_in_dim(values, shape, tuple(range(len(shape))))
