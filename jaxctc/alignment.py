@@ -21,9 +21,12 @@ from jaxctc._core.emissions import (
     mask_scores,
     prepare_inputs,
 )
+from jaxctc._core.frames import MAX_RESIDENT_BYTES
+from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, normalizer, sum_over_frames
+from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import Paths, best_path, frame_classes, frame_ids, occupancies_along
-from jaxctc._core.semirings import Semiring
+from jaxctc._core.semirings import WIDE, Semiring
 
 _BAND = (
     "forced_align: band goes in version 0.3, because it saves a quarter of the time at best. "
@@ -204,8 +207,17 @@ def _with_whole_stretches(
 def _occupancies_along(
     config: Config, inputs: Inputs, semiring: Semiring, places: Int[Array, "*B T"]
 ) -> Float[Array, "*B T"]:
+    """Picked from a table of all while that is small, which is what a kernel makes fastest."""
     lattice = build_lattice(inputs, config)
-    return occupancies_along(lattice, semiring, places, label_loop=config.label_loop)
+    if semiring is not WIDE or 4 * places.size * lattice.labels.shape[-1] > MAX_RESIDENT_BYTES:
+        return occupancies_along(lattice, semiring, places, label_loop=config.label_loop)
+    _, found = solve(lattice.problem, config)
+    of_place = found.label
+    if found.wildcard is not None:
+        of_place = jnp.concatenate([of_place, found.wildcard], axis=-1)
+    column = lax.broadcasted_iota(jnp.int32, of_place.shape, of_place.ndim - 1)
+    is_here = column == broadcast(places[..., None], of_place.shape)
+    return jnp.sum(select(is_here, of_place, 0), axis=-1)
 
 
 def _largest(
