@@ -1,5 +1,6 @@
 """Strictness for the whole suite: no silent promotion of dtypes or ranks, repeatable examples."""
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from jax import lax
 
 # Programs that tests start import the package from here, whichever one is installed.
 path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
@@ -56,3 +58,16 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield seen
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """`pretend(platform)`: what is traced from now on has the branches of that platform."""
+
+    def choose(platform, *arguments, **branches):
+        return branches.get(platform, branches["default"])(*arguments)
+
+    def pretend(platform):
+        monkeypatch.setattr(lax, "platform_dependent", functools.partial(choose, platform))
+
+    return pretend

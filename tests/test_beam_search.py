@@ -25,6 +25,7 @@ from jaxctc import (
     prefix_beam_search,
     read_arpa,
 )
+from jaxctc.decoding import beam_search
 
 FRAMES, CLASSES, EVERY = 5, 3, 64  # a beam as wide as there are label sequences
 SEEDS = st.integers(0, 2**32 - 1)
@@ -284,6 +285,19 @@ def test_one_utterance_is_one_of_a_batch(rng):
         alone = search(logits[row], paddings[row], beam_width=4, blank_threshold=0.5)
         np.testing.assert_array_equal(alone.labels, together.labels[row])
         assert_close(alone.scores, np.asarray(together.scores[row]))
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_other_platforms_find_the_same(top_k, rng, monkeypatch, pretend):
+    """Where a CPU gathers, the others sum what is there and zeros: the same bits."""
+    logits = rng.normal(size=(2, 12, 6)).astype(np.float32)
+    words = hot_words([[1, 2]], 1.0)
+    monkeypatch.setattr(beam_search, "_compiled_chunk", beam_search._chunk)
+    found = []
+    for platform in ("cpu", "default"):
+        pretend(platform)
+        found.append(prefix_beam_search(logits, None, beam_width=5, top_k=top_k, hot_words=words))
+    chex.assert_trees_all_equal(*found)
 
 
 def test_long_utterances(rng):

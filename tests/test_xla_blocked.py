@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import EDGES
-from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jaxprs import scans, shapes
 
@@ -88,20 +87,16 @@ def test_every_frame_is_in_one_chunk(frames, batch_minor, monkeypatch):
 @pytest.mark.parametrize("wildcard", [None, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch_minor", [False, True])
 @pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 70])
-def test_other_platforms_find_the_same(frames, batch_minor, wildcard, monkeypatch):
+def test_other_platforms_find_the_same(frames, batch_minor, wildcard, monkeypatch, pretend):
     """All four passes of a chunk side by side, which no CPU would choose; halves overlap in 70."""
     layout = chunk_tables.Layout(batch_minor)
     monkeypatch.setattr(mirrored, "choose_layout", lambda batch, labels: layout)
     batch = random_batch(frames, frames)
     found = []
     for platform in ("cpu", "default"):
-        monkeypatch.setattr(lax, "platform_dependent", functools.partial(choose, platform))
+        pretend(platform)
         found.append(solved(batch, xla_blocked, wildcard_id=wildcard))
     chex.assert_trees_all_close(*found, atol=2e-6)
-
-
-def choose(platform, *arguments, **branches):
-    return branches.get(platform, branches["default"])(*arguments)
 
 
 @pytest.mark.parametrize(

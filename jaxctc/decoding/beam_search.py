@@ -17,13 +17,22 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
-from jaxctc._core.normalizer import mask_padding
+from jaxctc._core.lean import take_one
+from jaxctc._core.normalizer import mask_padding, normalizer
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
 from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.greedy import Hypotheses
 from jaxctc.decoding.language_models import LanguageModel, as_language_model
-from jaxctc.decoding.prefixes import Fusion, Prefixes, Pruning, cond_as_select, next_prefixes, where
+from jaxctc.decoding.prefixes import (
+    Fusion,
+    Prefixes,
+    Pruning,
+    cond_as_select,
+    next_prefixes,
+    take,
+    where,
+)
 
 
 class BeamState(NamedTuple):
@@ -304,7 +313,7 @@ def _first_state(
         lengths=none,
         blank=nothing.at[..., 0].set(0),
         label=nothing,
-        offset=jnp.zeros((*batch, 2), dtype),
+        offset=(jnp.zeros(batch, dtype),) * 2,
         keys=keys,
         parent_keys=keys,
         model_scores=jnp.zeros_like(nothing),
@@ -369,48 +378,55 @@ def _chunk(
     """Scans the frames of a chunk, then appends the labels that they have added."""
     if scores.shape[1] == 0:
         return state
+    width, log_sums = jnp.asarray(state.labels.shape[-2], jnp.int32), None
+    if not pruning.logits_normalized:
+        log_sums = normalizer(scores.astype(state.prefixes.blank.dtype), pruning.blank)
+        log_sums = tuple(where(is_frame, part, 0) for part in log_sums)
 
-    def one(prefixes, frame, used, choose=cond_as_select):
-        return next_prefixes(prefixes, frame, used, fusion, pruning, choose)
+    def one(prefixes, log_probs, used, choose=cond_as_select):
+        return next_prefixes(prefixes, log_probs, used, fusion, pruning, choose)
 
     def alone(*batched):
         # Without vmap, the branch that a frame does not take is not computed.
         single = one(*jax.tree.map(lambda leaf: leaf[0], batched), choose=lax.cond)
         return jax.tree.map(lambda leaf: leaf[None], single)
 
-    take = alone if scores.shape[0] == 1 else jax.vmap(one)
+    advance = alone if scores.shape[0] == 1 else jax.vmap(one)
 
     def step(prefixes, at):
-        frame = lax.dynamic_index_in_dim(scores, at, axis=1, keepdims=False)
-        used = lax.dynamic_index_in_dim(is_frame, at, axis=1, keepdims=False)
-        return take(prefixes, mask_padding(frame, used), used)
+        frame, used = take_one(scores, at, 1), take_one(is_frame, at, 1)
+        log_probs = mask_padding(frame, used).astype(prefixes.blank.dtype)
+        if log_sums is not None:
+            largest, log_sum = (take_one(part, at, 1)[:, None] for part in log_sums)
+            log_probs = (log_probs - largest) - log_sum
+        prefixes, (parents, tokens) = advance(prefixes, log_probs, used)
+        return prefixes, (tokens + 1) * width + parents  # one array is one write a frame
 
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)
-    prefixes, (parents, tokens) = lax.scan(step, first, places)
+    prefixes, origins = lax.scan(step, first, places)
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
-    labels = _read_back(state, parents, tokens)
+    labels = _read_back(state, origins)
     return BeamState(labels, prefixes, state.is_nan | bad)
 
 
 _compiled_chunk = jax.jit(_chunk)
 
 
-def _read_back(
-    state: BeamState,
-    parents: Int[Array, "T X W"],
-    tokens: Int[Array, "T X W"],
-) -> Int[Array, "X W L"]:
-    """The labels of the prefixes after a chunk, followed back from frame to frame."""
+def _read_back(state: BeamState, origins: Int[Array, "T X W"]) -> Int[Array, "X W L"]:
+    """The labels of the prefixes after a chunk, followed back from frame to frame.
 
-    def step(slots, frame):
-        parents, tokens = frame
-        token = jnp.take_along_axis(tokens, slots, axis=-1)
-        return jnp.take_along_axis(parents, slots, axis=-1), token
+    `origins` are (token + 1) · W + slot of the parent, with token -1 for none.
+    """
+    width = jnp.asarray(origins.shape[-1], jnp.int32)
 
-    slots = jnp.broadcast_to(jnp.arange(parents.shape[-1], dtype=jnp.int32), parents.shape[1:])
-    slots = varying_like(slots, parents)
-    slots, added = lax.scan(step, slots, (parents, tokens), reverse=True)
+    def step(slots, origins):
+        (origin,) = jax.vmap(take)([origins], slots)
+        return lax.rem(origin, width), lax.div(origin, width) - 1
+
+    slots = jnp.broadcast_to(jnp.arange(origins.shape[-1], dtype=jnp.int32), origins.shape[1:])
+    slots = varying_like(slots, origins)
+    slots, added = lax.scan(step, slots, origins, reverse=True)
     labels = jnp.take_along_axis(state.labels, slots[..., None], axis=1)
     lengths = jnp.take_along_axis(state.prefixes.lengths, slots, axis=1)
     return _append(labels, lengths, jnp.moveaxis(added, 0, -1))
@@ -440,7 +456,7 @@ def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) 
     if fusion.models:
         ranks += final(prefixes.model_states).astype(ranks.dtype)
     ranks, order = lax.top_k(ranks, number)
-    offset = jnp.sum(prefixes.offset, axis=-1, keepdims=True)
+    offset = jnp.expand_dims(functools.reduce(jnp.add, prefixes.offset), -1)
     scores = where(~state.is_nan[..., None], ranks + offset, jnp.nan)
     is_there = scores > -jnp.inf
     labels = jnp.take_along_axis(state.labels, order[..., None], axis=-2)

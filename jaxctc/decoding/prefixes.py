@@ -12,7 +12,7 @@ are taken for one with a probability of 2⁻⁶⁴ a comparison, and never if th
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, UInt32
 
-from jaxctc._core.normalizer import normalizer, safe_max
+from jaxctc._core.normalizer import safe_max
 from jaxctc._core.sharding import varying_like
 from jaxctc.decoding.language_models import LanguageModel
 
@@ -38,7 +38,7 @@ class Prefixes(NamedTuple):
     """Log-probability, less `offset`, of the paths that end in a blank; -inf in unused slots."""
     label: Float[Array, "*B W"]
     """Log-probability, less `offset`, of the paths that end in the last label."""
-    offset: Float[Array, "*B 2"]
+    offset: tuple[Float[Array, "*B"], Float[Array, "*B"]]
     """Log-probability of the best prefix, as a sum of a number and its rounding error."""
     keys: UInt32[Array, "*B W 2"]
     """Hash of the labels."""
@@ -98,7 +98,7 @@ class Pruning:
 
 def next_prefixes(
     prefixes: Prefixes,
-    frame: Float[Array, "K"],
+    log_probs: Float[Array, "K"],
     used: Bool[Array, ""],
     fusion: Fusion,
     pruning: Pruning,
@@ -113,10 +113,6 @@ def next_prefixes(
       The new prefixes and, for each, the slot of the prefix that it came from and the token that
       was added, -1 for none.
     """
-    log_probs = frame.astype(prefixes.blank.dtype)
-    if not pruning.logits_normalized:
-        largest, log_sum = normalizer(log_probs, pruning.blank)
-        log_probs = (log_probs - largest) - log_sum
     adds = used
     if pruning.blank_threshold is not None:
         certainty = jnp.exp(log_probs[pruning.blank])
@@ -170,52 +166,30 @@ def _extended(
 
     ranks = jnp.logaddexp(blank, label) + prefixes.model_scores
     best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
-    choice = _choice(chosen, tokens, width=ranks.shape[0])
+    as_they_are = prefixes._replace(blank=blank, label=label)
+    kept, choice = _chosen(prefixes, total, as_they_are, (tokens, added), chosen, fusion)
     alive = best > -jnp.inf
-    kept = _update_prefixes(prefixes, choice, fusion)._replace(
-        blank=where(alive & ~choice.is_new, blank[choice.parent], -jnp.inf),
-        label=where(alive, jnp.concatenate([label, new.ravel()])[chosen], -jnp.inf),
-        model_scores=jnp.concatenate([prefixes.model_scores, worth.ravel()])[chosen],
+    kept = kept._replace(
+        blank=where(alive, kept.blank, -jnp.inf), label=where(alive, kept.label, -jnp.inf)
     )
-    return _centred(kept), (choice.parent, where(choice.is_new, choice.token, -1))
-
-
-class _Chosen(NamedTuple):
-    """Where each of the W new prefixes comes from."""
-
-    is_new: Bool[Array, "W"]
-    parent: Int[Array, "W"]
-    """The slot of the prefix that it extends, or that it was."""
-    token: Int[Array, "W"]
-    """The token that extends it, if it is new."""
-
-
-def _choice(chosen: Int[Array, "W"], tokens: Int[Array, "C"], *, width: int) -> _Chosen:
-    is_new = chosen >= width
-    place = jnp.maximum(chosen - width, 0)
-    size = jnp.asarray(tokens.shape[0], jnp.int32)
-    parent = jnp.where(is_new, lax.div(place, size), chosen)
-    return _Chosen(is_new, parent, tokens[lax.rem(place, size)])
+    return _centred(kept), choice
 
 
 def _candidates(
     log_probs: Float[Array, "K"], pruning: Pruning
 ) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
     """The tokens that this frame may add, and their log-probabilities."""
-    classes, blank = log_probs.shape[0], pruning.blank
-    if pruning.candidates == classes - 1 > 0:
-        tokens = jnp.asarray(np.delete(np.arange(classes, dtype=np.int32), blank))
-        added = jnp.concatenate([log_probs[:blank], log_probs[blank + 1 :]])
-    else:
-        is_blank = np.arange(classes) == blank
-        labels = where(~is_blank, log_probs, -jnp.inf)
-        added, tokens = lax.top_k(labels, max(1, pruning.candidates))
+    classes = log_probs.shape[0]
+    tokens = jnp.arange(classes, dtype=jnp.int32)
+    added = where(tokens != pruning.blank, log_probs, -jnp.inf)
+    if pruning.candidates < classes - 1:
+        added, tokens = lax.top_k(added, max(1, pruning.candidates))
     is_likely = added >= pruning.min_log_prob
     return tokens, where(is_likely, added, -jnp.inf)
 
 
 def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"]:
-    """Whether the second prefix is the first with one label more; cond_as_select in use."""
+    """Whether the second prefix is the first with one label more; both in use."""
     same = jnp.all(prefixes.keys[:, None] == prefixes.parent_keys[None], axis=-1)
     longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
     in_beam = total > -jnp.inf
@@ -244,22 +218,58 @@ def _model_scores(
     return by_prefix(prefixes.model_states, tokens)
 
 
-def _update_prefixes(prefixes: Prefixes, choice: _Chosen, fusion: Fusion) -> Prefixes:
-    """The chosen prefixes, in all but their scores."""
-    before = jax.tree.map(lambda leaf: leaf[choice.parent], prefixes._replace(offset=()))
-    new = before._replace(
-        last=choice.token,
-        lengths=before.lengths + 1,
-        keys=_extend_keys(before.keys, choice.token),
-        parent_keys=before.keys,
-        model_states=jax.vmap(fusion.score_and_advance)(before.model_states, choice.token)[1],
+def _chosen(
+    before: Prefixes,
+    total: Float[Array, "W"],
+    as_they_are: Prefixes,
+    candidates: tuple[Int[Array, "C"], Float[Array, "C"]],
+    chosen: Int[Array, "W"],
+    fusion: Fusion,
+) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
+    """The prefixes that were chosen: of the W as they are, then the W · C new ones.
+
+    Returns:
+      The new prefixes and, for each, the slot of the prefix that it came from and the token that
+      was added, -1 for none.
+    """
+    width, size = chosen.shape[0], jnp.asarray(candidates[0].shape[0], jnp.int32)
+    is_new = chosen >= width
+    place = jnp.maximum(chosen - width, 0)
+    parent = jnp.where(is_new, lax.div(place, size), chosen)
+    (token,), (added,) = (take([part], lax.rem(place, size)) for part in candidates)
+
+    integers = [before.last, before.lengths, *_halves(before.keys), *_halves(before.parent_keys)]
+    numbers = [before.blank, total, as_they_are.blank, as_they_are.label, before.model_scores]
+    last, lengths, *keys = take(integers, parent)
+    keys, parent_keys = _joined(keys[:2]), _joined(keys[2:])
+    blank, total, blank_now, label_now, model_scores = take(numbers, parent)
+    states = jax.tree.map(lambda leaf: leaf[parent], before.model_states)
+    worth, states_after = jax.vmap(fusion.score_and_advance)(states, token)
+
+    def select(after: Array, before: Array) -> Array:
+        return jnp.where(jnp.expand_dims(is_new, range(1, after.ndim)), after, before)
+
+    added += jnp.where(last == token, blank, total)
+    kept = Prefixes(
+        last=select(token, last),
+        lengths=select(lengths + 1, lengths),
+        blank=where(~is_new, blank_now, -jnp.inf),
+        label=select(added, label_now),
+        offset=before.offset,
+        keys=select(_extend_keys(keys, token), keys),
+        parent_keys=select(keys, parent_keys),
+        model_scores=select(model_scores + worth.astype(model_scores.dtype), model_scores),
+        model_states=jax.tree.map(select, states_after, states),
     )
+    return kept, (parent, where(is_new, token, -1))
 
-    def select(after, before):
-        is_new = jnp.expand_dims(choice.is_new, range(1, after.ndim))
-        return jnp.where(is_new, after, before)
 
-    return jax.tree.map(select, new, before)._replace(offset=prefixes.offset)
+def _halves(keys: UInt32[Array, "W 2"]) -> Int[Array, "2 W"]:
+    return lax.bitcast_convert_type(keys, jnp.int32).T
+
+
+def _joined(halves: Sequence[Array]) -> UInt32[Array, "W 2"]:
+    return lax.bitcast_convert_type(jnp.stack(halves, axis=-1), jnp.uint32)
 
 
 def _extend_keys(keys: UInt32[Array, "W 2"], tokens: Int[Array, "W"]) -> UInt32[Array, "W 2"]:
@@ -288,7 +298,7 @@ def _centred(prefixes: Prefixes) -> Prefixes:
     return prefixes._replace(
         blank=prefixes.blank - best,
         label=prefixes.label - best,
-        offset=jnp.stack([after, lost]),
+        offset=(after, lost),
     )
 
 
@@ -301,3 +311,25 @@ def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
 def where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
     """`jnp.where` with a number that has the dtype of the values, under x64 also."""
     return jnp.where(is_so, values, jnp.asarray(otherwise, values.dtype))
+
+
+def take(columns: Sequence[Array], slots: Int[Array, "W"]) -> list[Array]:
+    """`column[slots]` of all columns of one dtype and length.
+
+    A TPU or a GPU takes all of them in one operation, as sums of which one term is not 0; there,
+    every gather is an operation of its own. A CPU gathers rows.
+    """
+
+    def rows(columns: Sequence[Array], slots: Array) -> list[Array]:
+        if len(columns) == 1:
+            return [columns[0].at[slots].get(mode="clip")]
+        return list(jnp.stack(columns, axis=-1)[slots].T)
+
+    def sums(columns: Sequence[Array], slots: Array) -> list[Array]:
+        is_here = slots[:, None] == jnp.arange(columns[0].shape[0], dtype=slots.dtype)[None]
+        return [
+            jnp.sum(where(is_here, column[None], 0), axis=-1, dtype=column.dtype)
+            for column in columns
+        ]
+
+    return lax.platform_dependent(columns, slots, cpu=rows, default=sums)
