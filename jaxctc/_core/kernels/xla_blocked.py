@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jaxctc._core.classes import sum_by_class
 from jaxctc._core.kernels.chunk_tables import Layout, frames_in_order, read_chunk, write_chunk
@@ -55,6 +55,9 @@ from jaxctc._core.recursion import (
 )
 from jaxctc._core.semirings import WIDE, Number
 
+FEW_CHUNKS = 2
+"""In so many, what rounding does to a total is not worth another one for each."""
+
 
 def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
     """Why this schedule cannot solve a problem; None if it can."""
@@ -66,7 +69,7 @@ def log_total(problem: Problem, *, label_loop: bool) -> Float[Array, "B"]:
     """One pass over half of the frames; nothing is stored."""
     pair = Pair.of(problem, label_loop)
     met = _run_first_half(pair).alpha
-    return WIDE.decode(_total_at_middle(met, pair))
+    return WIDE.decode(jax.tree.map(lambda part: part[0], _totals_at_middle(met, pair)))
 
 
 def log_total_and_occupancies(
@@ -79,8 +82,9 @@ def log_total_and_occupancies(
     pair = Pair.of(problem, label_loop)
     columns = problem.scores.shape[-1] if by_column and not pair.plan.layout.batch_minor else None
     half = _run_first_half(pair, keeps_scores=columns is None, keeps_checkpoints=True)
-    log_total = WIDE.decode(_total_at_middle(half.alpha, pair))
-    second_half = functools.partial(_run_second_half, pair, log_total > -jnp.inf, half, columns)
+    totals = _totals_at_middle(half.alpha, pair)
+    log_total = WIDE.decode(jax.tree.map(lambda part: part[0], totals))
+    second_half = functools.partial(_run_second_half, pair, totals, half, columns)
     # Labels read in reverse cost XLA:CPU its vectors; every step costs a TPU or a GPU a launch.
     label, gap = lax.platform_dependent(
         cpu=functools.partial(second_half, side_by_side=False),
@@ -138,7 +142,7 @@ def _run_first_half(
 
 def _run_second_half(
     pair: Pair,
-    possible: Bool[Array, "B"],
+    totals: Number,
     half: _FirstHalf,
     columns: int | None,
     *,
@@ -151,7 +155,9 @@ def _run_second_half(
     plan, labels = pair.plan, pair.problem.is_label.shape[-1]
     layout = plan.layout
     record = _record_side_by_side if side_by_side else _record_in_turn
-    possible = layout.to_layout(possible[None, :, None, None], 2)
+    possible = WIDE.decode(totals)[:, :, None, None] > -jnp.inf
+    possible = layout.to_layout(possible, 2)
+    totals = totals if plan.num_chunks <= FEW_CHUNKS else None
 
     def chunk(carry, given):
         alpha, history, table, label, gap = carry
@@ -161,7 +167,7 @@ def _run_second_half(
         else:
             table, scores = gather_label_scores(pair, table, index)
         y = emissions(pair, index, scores)
-        alpha, history, found = record(pair, checkpoint, alpha, y, history)
+        alpha, history, found = record(pair, checkpoint, alpha, y, history, totals)
         counts = y.is_frame(layout) & possible
         of_label = _occupancy(found.alphas.label, found.betas.label, y.label, found.total, layout)
         of_label = select(counts, of_label, 0)
@@ -213,8 +219,9 @@ class _Found(NamedTuple):
     betas: _History
     """Likewise, in the order of the frames and labels of `alphas`."""
     total: Number
-    """`[2, B]`, beside the chunk: alpha and beta have drifted from what they were in the middle by
-    the rounding of every frame since, and as much as their product has, this total has."""
+    """`[2, B]`, beside the chunk unless there are few: alpha and beta have drifted from what they
+    were in the middle by the rounding of every frame since, and as much as their product has, this
+    total has."""
 
 
 def _scan_chunk(pair: Pair, alpha: Alpha, y: Chunk) -> Alpha:
@@ -234,7 +241,12 @@ def _scan_chunk(pair: Pair, alpha: Alpha, y: Chunk) -> Alpha:
 
 
 def _record_in_turn(
-    pair: Pair, again: Alpha, onward: Alpha, y: Chunk, history: tuple[_History, _History]
+    pair: Pair,
+    again: Alpha,
+    onward: Alpha,
+    y: Chunk,
+    history: tuple[_History, _History],
+    totals: Number | None,
 ) -> tuple[Alpha, tuple[_History, _History], _Found]:
     """First the passes that came this way before, then, backward, those that come from the other
     half; their labels are in the order of this one.
@@ -248,13 +260,13 @@ def _record_in_turn(
     found = _Found(
         jax.tree.map(lambda part: part[1:], alphas),
         jax.tree.map(lambda part: part[:-1], betas),
-        _totals(again, onward, pair),
+        totals or _totals(again, onward, pair),
     )
     return onward, (alphas, betas), found
 
 
 def _record_side_by_side(
-    pair: Pair, again: Alpha, onward: Alpha, y: Chunk, history: _History
+    pair: Pair, again: Alpha, onward: Alpha, y: Chunk, history: _History, totals: Number | None
 ) -> tuple[Alpha, _History, _Found]:
     """All four passes at once, all forward: those from the other half read the chunk from its end,
     and the labels, as they always did, in the order of their own.
@@ -271,7 +283,7 @@ def _record_side_by_side(
     found = _Found(
         jax.tree.map(lambda part: part[1:, :2], history),
         jax.tree.map(lambda part: reverse(part[1:, 2:], 0, 1, layout.labels), history),
-        _totals(again, swap_halves(onward, layout), pair),
+        totals or _totals(again, swap_halves(onward, layout), pair),
     )
     return onward, history, found
 
@@ -335,9 +347,8 @@ def _normalize(alpha: Alpha) -> Alpha:
     return lax.optimization_barrier(Alpha(*map(WIDE.normalize, alpha)))
 
 
-def _total_at_middle(met: Alpha, pair: Pair) -> Number:
-    both = _totals(met, swap_halves(met, pair.plan.layout), pair)
-    return jax.tree.map(lambda part: part[0], both)
+def _totals_at_middle(met: Alpha, pair: Pair) -> Number:
+    return _totals(met, swap_halves(met, pair.plan.layout), pair)
 
 
 def _totals(alpha: Alpha, beta: Alpha, pair: Pair) -> Number:
