@@ -5,9 +5,9 @@
     python -m benchmarks.accelerators --programs sharded --shapes char --targets v5e
     python -m benchmarks.accelerators --programs kernels --targets v5e    # implementation="pallas"
 
-A TPU's milliseconds are the compiler's estimate of its cycles, in which a kernel counts as nothing:
-those of `--programs kernels` are of what is around the kernel. A GPU's launches are kernels that
-the host starts, 2 to 4 µs each. What is counted, and what to install, is said in
+A TPU's milliseconds are the compiler's estimate of its cycles; of kernels, for which it makes none,
+they are the bundles of their schedules (`benchmarks.kernel_schedules`). A GPU's launches are
+kernels that the host starts, 2 to 4 µs each. What is counted, and what to install, is said in
 `benchmarks.ahead_of_time`. `--json` also writes every figure, with all loops, to a file;
 `tests/test_ahead_of_time.py` holds every program to what such a file, kept beside it, says.
 """
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from benchmarks import kernel_schedules
 from benchmarks.ahead_of_time import (
     TARGETS,
     Cost,
@@ -60,7 +61,7 @@ class Cell(NamedTuple):
     def milliseconds(self) -> float | None:
         """By the compiler's estimate; None on a GPU, for which it makes none."""
         rate = TARGETS[self.target].gigahertz
-        return None if rate is None else self.cost.cycles / rate / 1e6
+        return None if rate is None else (self.cost.cycles + self.cost.bundles) / rate / 1e6
 
 
 def versions() -> dict[str, str]:
@@ -80,7 +81,9 @@ def programs_of(kind: str, shape: str, target: str) -> dict[tuple[str, str], Pro
     sizes = Sizes(*SHAPES[shape].sizes)
     if kind == "kernels":
         is_tpu = TARGETS[target].platform == "tpu"
-        found = {"jaxctc": kernel_programs(sizes)} if is_tpu else {}
+        plain = {name: program for name, program in programs(sizes).items() if name in LOSSES}
+        ours = plain | kernel_programs(sizes)
+        found = {"optax": peers(sizes), "jaxctc": ours} if is_tpu else {}
     elif kind == "sharded":
         found = {"sharded": sharded_programs(slice_of(target), sizes)}
     else:
@@ -128,6 +131,31 @@ def losses_table(cells: Sequence[Cell]) -> str:
 
     header = ["shape (B, T, N, K)", "jaxctc", "optax", "ratio"]
     header += ["jaxctc, MB", "optax, MB", "jaxctc, equations"]
+    return table(header, [entries(shape) for shape in dict.fromkeys(cell.shape for cell in cells)])
+
+
+def kernels_table(cells: Sequence[Cell]) -> str:
+    """A row for each shape: loss and gradient · loss alone, with the kernels and without."""
+    found = {(cell.shape, _name(cell)): cell for cell in cells}
+
+    def entries(shape: str) -> list[str]:
+        names = ["ctc_loss (pallas)", "ctc_loss", "optax: ctc_loss"]
+        kernel, plain, theirs = (
+            [found[shape, name + task] for task in (", gradient", "")] for name in names
+        )
+        rate = TARGETS[kernel[0].target].gigahertz or 1
+        of_kernels = [f"{cell.cost.bundles / rate / 1e6:.3g}" for cell in kernel]
+        ratios = [
+            (a.milliseconds or 0) / (b.milliseconds or 1)
+            for a, b in zip(kernel, theirs, strict=True)
+        ]
+        columns = [" · ".join(map(_amount, cells)) for cells in (kernel, plain, theirs)]
+        columns[1:1] = [" · ".join(of_kernels)]
+        columns += [" · ".join(f"{ratio:.3f}" for ratio in ratios)]
+        return [f"{shape} {SHAPES[shape].sizes}", *columns, f"{kernel[0].cost.memory / 1e6:.1f}"]
+
+    header = ["shape (B, T, N, K)", "with kernels", "of which kernels", "plain", "optax"]
+    header += ["ratio to optax", "MB"]
     return table(header, [entries(shape) for shape in dict.fromkeys(cell.shape for cell in cells)])
 
 
@@ -215,16 +243,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for target, shape, library, name, program in (bar := tqdm(work, unit="program")):
         bar.set_description(f"{target} {shape}")
         cost = cost_for(target, program.function, program.arguments)
+        if "(pallas)" in name:
+            found = kernel_schedules.bundles_of(target, name, Sizes(*SHAPES[shape].sizes))
+            cost = cost._replace(bundles=found)
         cells.append(Cell(target, shape, library, name, cost))
         if arguments.json:  # after each, so that a run cut short leaves something
             write_json(arguments.json, cells)
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    if arguments.programs != "losses":
+    if arguments.programs not in ("losses", "kernels"):
         print(f"\nestimate or launches · temporary MB\n\n{summary_table(cells)}")
     for target in arguments.targets:
         own = [cell for cell in cells if cell.target == target]
         if arguments.programs == "losses":
             print(f"\n{target}: loss and gradient · loss alone\n\n{losses_table(own)}")
+            continue
+        if arguments.programs == "kernels":
+            print(f"\n{target}: loss and gradient · loss alone\n\n{kernels_table(own)}")
             continue
         for shape in arguments.shapes:
             of_shape = [cell for cell in own if cell.shape == shape]

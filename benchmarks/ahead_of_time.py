@@ -8,7 +8,8 @@ and find catastrophes; they do not replace a device.
     launches   instructions of the optimised program that run as a kernel of their own, loops
                multiplied out; on a GPU each is a launch, 2 to 4 µs of the host's time
     cycles     the sum of what XLA:TPU estimates for each instruction; none on a GPU. A Pallas
-               kernel carries no estimate and counts as 0, and so do collectives
+               kernel carries no estimate and counts as 0 (`benchmarks.kernel_schedules` counts its
+               bundles), and so do collectives
     loops      every `while` at any depth, inside branches, too, with the number of its turns: None
                where the program does not say it, and then it counts as one turn
     memory     bytes that the program sets aside for temporary values
@@ -45,6 +46,7 @@ class Target(NamedTuple):
 
 
 TARGETS = {
+    "v4": Target("tpu", "v4:2x2x1", 1.05),
     "v5e": Target("tpu", "v5e:2x2", 1.5),
     "v6e": Target("tpu", "v6e:2x2", 1.75),
     "v5p": Target("tpu", "v5p:2x2x1", 1.75),
@@ -128,6 +130,8 @@ class Cost(NamedTuple):
     compile_seconds: float = 0.0
     equations: int = 0
     """Of the traced program; 0 where only the text was given."""
+    bundles: int = 0
+    """Of the Pallas kernels in it, by `benchmarks.kernel_schedules`; 0 where nobody asked."""
 
 
 def stay_on_the_cpu() -> None:

@@ -74,33 +74,28 @@ def assert_like_the_reference(
     return total
 
 
-def layout_of(batch, frames, labels):
-    shapes = jnp.zeros((batch, frames, 3)), None, jnp.ones((batch, labels), jnp.int32), None
-    return tpu_layout.layout_of(jax.eval_shape(problem_of, shapes))
-
-
 class TestLayout:
     def test_many_examples_take_a_row_each(self):
-        layout = layout_of(64, 400, 60)
+        layout = tpu_layout.Layout.of(64, 400, 60)
         assert (layout.fold, layout.lanes, layout.tile, layout.rows) == (1, 128, 8, 64)
 
     def test_few_examples_take_several(self):
-        layout = layout_of(1, 300, 140)
+        layout = tpu_layout.Layout.of(1, 300, 140)
         assert (layout.fold, layout.lanes, layout.tile) == (2, 128, 2)
-        assert layout_of(1, 20, 900).fold == 8
+        assert tpu_layout.Layout.of(1, 20, 900).fold == 8
 
     def test_no_more_rows_than_labels_fill(self):
-        assert layout_of(1, 20, 3).fold == 1
+        assert tpu_layout.Layout.of(1, 20, 3).fold == 1
 
     def test_labels_that_fit_no_row_take_several(self):
-        assert layout_of(64, 20, 5000).fold == 1
-        layout = layout_of(64, 20, 20000)
+        assert tpu_layout.Layout.of(64, 20, 5000).fold == 1
+        layout = tpu_layout.Layout.of(64, 20, 20000)
         assert (layout.fold, layout.lanes) == (4, 5120)
 
     @pytest.mark.parametrize("labels", [1, 124, 125, 126, 2000, 7164, 57319])
     @pytest.mark.parametrize("batch", [1, 3, 8, 40])
     def test_it_fits(self, batch, labels):
-        layout = layout_of(batch, 1000, labels)
+        layout = tpu_layout.Layout.of(batch, 1000, labels)
         rows = tpu_layout.ROWS_PER_FRAME * layout.block + tpu_layout.ROWS_KEPT
         assert 4 * 8 * layout.lanes * rows <= tpu_layout.MEMORY
         assert layout.fold * layout.width > labels
@@ -132,7 +127,7 @@ def test_labels_on_both_sides_of_every_seam():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(1, 2100, 5)).astype(np.float32)
     problem = problem_of((logits, None, rng.integers(1, 5, (1, 999)), None))
-    assert tpu_layout.layout_of(problem).fold == 8
+    assert tpu_layout.Layout.of(1, 2100, 999).fold == 8
     assert np.isfinite(assert_like_the_reference(problem, by_column=True)).all()
 
 

@@ -34,7 +34,6 @@ from jaxctc._core.kernels.tpu_layout import (
     frames_in_lanes,
     graph_in_lanes,
     inverse,
-    layout_of,
     most_labels,
     total_of,
     weight_one_beside,
@@ -124,7 +123,8 @@ def log_total_and_occupancies(
 
 
 def _plan(problem: Problem, label_loop: bool, interpret: Interpret) -> Plan:
-    layout = layout_of(problem, EMULATED_NORMALIZE_EVERY if interpret else None)
+    (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
+    layout = Layout.of(batch, frames, labels, EMULATED_NORMALIZE_EVERY if interpret else None)
     return Plan(layout, label_loop, interpret)
 
 

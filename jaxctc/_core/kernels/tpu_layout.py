@@ -64,6 +64,25 @@ class Layout(NamedTuple):
     normalize_every: int
     """Frames between two normalizations, which are unrolled."""
 
+    @classmethod
+    def of(
+        cls, batch: int, frames: int, labels: int, normalize_every: int | None = None
+    ) -> "Layout":
+        """The widest tiles that the examples fill, in as many rows as the memory asks for."""
+        folds = [fold for fold in (1, 2, 4, 8) if fold == 1 or batch * fold <= SUBLANES]
+        # No more rows than the labels fill: a row of 128 lanes costs what one of three does.
+        most_lanes = _lanes_of(labels, folds[-1])
+        fold = next(fold for fold in folds if _lanes_of(labels, fold) <= most_lanes)
+        while _lanes_of(labels, fold) > _most_lanes() and fold < SUBLANES:
+            fold *= 2
+        lanes = _lanes_of(labels, fold)
+        every = normalize_every or _normalize_every(lanes)
+        fitting = (MEMORY // (4 * SUBLANES * lanes) - ROWS_KEPT) // ROWS_PER_FRAME
+        most = max(min(fitting, MOST_FRAMES) // every, 1) * every
+        # Blocks of one length, because the frames that fill up the last one cost time, too.
+        block = -(-frames // -(-frames // most))
+        return cls(batch, frames, labels, fold, lanes, -(-block // every) * every, every)
+
     @property
     def rows(self) -> int:
         """R, of all examples."""
@@ -83,24 +102,6 @@ class Layout(NamedTuple):
     def width(self) -> int:
         """Labels of a row."""
         return self.lanes - IN_COMMON
-
-
-def layout_of(problem: Problem, normalize_every: int | None = None) -> Layout:
-    """The widest tiles that the examples fill, in as many rows as the memory asks for."""
-    (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
-    folds = [fold for fold in (1, 2, 4, 8) if fold == 1 or batch * fold <= SUBLANES]
-    # No more rows than the labels fill: a row of 128 lanes costs what one of three does.
-    most_lanes = _lanes_of(labels, folds[-1])
-    fold = next(fold for fold in folds if _lanes_of(labels, fold) <= most_lanes)
-    while _lanes_of(labels, fold) > _most_lanes() and fold < SUBLANES:
-        fold *= 2
-    lanes = _lanes_of(labels, fold)
-    every = normalize_every or _normalize_every(lanes)
-    fitting = (MEMORY // (4 * SUBLANES * lanes) - ROWS_KEPT) // ROWS_PER_FRAME
-    most = max(min(fitting, MOST_FRAMES) // every, 1) * every
-    # Blocks of one length, because the frames that fill up the last one cost time, too.
-    block = -(-frames // -(-frames // most))
-    return Layout(batch, frames, labels, fold, lanes, -(-block // every) * every, every)
 
 
 def most_labels() -> int:
