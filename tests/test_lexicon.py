@@ -1,4 +1,4 @@
-"""Lexicons against the words written out: what they allow, what they cost, and what a beam finds."""
+"""Lexicons against the words written out: what they allow and cost, and what a beam finds."""
 
 import functools
 import itertools
@@ -67,20 +67,19 @@ def totals_of(model, rows):
 
 def expected_totals(vocabulary, words, rows, unknown_score):
     counts = [
-        [unknown_words(vocabulary, words, row[:end]) for end in range(len(row) + 1)]
-        for row in rows
+        [unknown_words(vocabulary, words, row[:end]) for end in range(len(row) + 1)] for row in rows
     ]
     return np.where(np.array(counts) == 0, 0.0, unknown_score * np.maximum(counts, 1))
 
 
-@pytest.mark.parametrize("unknown_score", [-math.inf, -1.5])
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
-@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize(
+    ("kind", "unknown_score"),
+    [*itertools.product(VOCABULARIES, [-math.inf]), ("between", -1.5), ("marked", -1.5)],
+)
 def test_all_strings_against_the_words(kind, words, unknown_score):
     """Exactly, however tokens spell them; separators may stand anywhere."""
     vocabulary = VOCABULARIES[kind]
-    if kind == "joined" and unknown_score > -math.inf:
-        pytest.skip("nothing says where an unknown word ends")
     model = build_lexicon(words, vocabulary, unknown="drop", unknown_score=unknown_score)
     rows = list(itertools.product(range(1, 5), repeat=6))
     expected = expected_totals(vocabulary, words, rows, unknown_score)
@@ -228,3 +227,226 @@ def _read(path, vocabulary, separator):
     if separator is None:
         return read_arpa(path, vocabulary.tokens)
     return read_arpa(path, vocabulary.tokens, separator=separator)
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory):
+    """Word n-grams, hot words, and a lexicon: one that forbids, or unigrams with a price."""
+    vocabulary, rng = SMALL["between"], np.random.default_rng(8)
+    path = tmp_path_factory.mktemp("guides") / "model"
+    grams = random_grams(rng, 3, ["ab", "b", "a", "ba"], ["<s>", "</s>", "<unk>"])
+    path.write_text(arpa(grams, rng))
+    shared = {
+        "language_model": read_arpa(path, vocabulary.tokens, separator=1),
+        "hot_words": hot_words([[2, 3], [3]], [1.5, -0.5]),
+    }
+    return {
+        name: shared | {"lexicon": build_lexicon(["ab", "b", "abba"], vocabulary, unknown_score=u)}
+        for name, u in (("lexicon", -math.inf), ("unigrams", -4.0))
+    }
+
+
+step = jax.jit(beam_step)
+finish = jax.jit(beam_finish, static_argnames="num_hypotheses")
+
+
+@pytest.mark.parametrize("name", ["lexicon", "unigrams"])
+@given(seed=SEEDS, cuts=st.lists(st.integers(0, 12), max_size=4))
+def test_chunks_make_no_difference(name, seed, cuts, guides):
+    """Bit by bit, with all three models, however 12 frames are cut."""
+    models, rng = guides[name], np.random.default_rng(seed)
+    logits = rng.normal(size=(2, 12, 4)).astype(np.float32) * 3
+    rest = {"lm_weight": 0.8, "length_bonus": 0.3}
+    state = beam_init(8, batch=(2,), beam_width=6, **models)
+    for start, end in itertools.pairwise([0, *sorted(cuts), 12]):
+        outside = (np.arange(12) < start) | (np.arange(12) >= end)
+        state = step(state, logits, np.broadcast_to(outside, (2, 12)), **rest, **models)
+    pieces = finish(state, num_hypotheses=4, lm_weight=0.8, **models)
+    whole = search(logits, None, beam_width=6, num_hypotheses=4, max_length=8, **rest, **models)
+    chex.assert_trees_all_equal(pieces[:3], whole[:3])
+
+
+def test_the_best_after_each_chunk(rng):
+    """It is that of the frames so far, with or without a word that is not over yet."""
+    lexicon = build_lexicon(["ab", "b", "abba"], SMALL["between"])
+    models = {"lexicon": lexicon}
+    open_ended = {"lexicon": lexicon._replace(unfinished_score=jnp.zeros(()))}
+    path = np.array([2, 0, 3, 3, 1, 0, 2, 3, 0, 3, 2])  # ab | abba
+    logits = (rng.normal(size=(11, 4)) + 7 * np.eye(4)[path]).astype(np.float32)
+    state = beam_init(11, **models)
+    texts, partial = [], []
+    for start, end in ((0, 1), (1, 4), (4, 4), (4, 7), (7, 10), (10, 11)):
+        outside = (np.arange(11) < start) | (np.arange(11) >= end)
+        state = step(state, logits, outside, **models)
+        for kind, found in ((models, texts), (open_ended, partial)):
+            early = finish(state, **kind)
+            sooner = search(logits, np.arange(11) >= end, max_length=11, **kind)
+            np.testing.assert_array_equal(early.labels, sooner.labels)
+            np.testing.assert_array_equal(early.scores, sooner.scores)
+            found.append(SMALL["between"].decode(early.labels[0]))
+    assert partial == ["a", "ab", "ab", "ab a", "ab abb", "ab abba"]
+    # A word that is not over is none: there, the best is one that is over.
+    assert texts[1] == texts[2] == "ab"
+    assert texts[-1] == "ab abba"
+    assert "a" not in texts[0].split()
+
+
+def test_nothing_is_left_where_no_word_fits():
+    """As after impossible frames: no labels, and a score of -inf."""
+    lexicon = build_lexicon(["ba"], SMALL["between"])
+    log_probs = np.log(np.array([[0.0, 0.0, 1.0, 0.0]] * 3, np.float32) + 1e-30)
+    log_probs = np.where(log_probs < -60, -np.inf, log_probs)
+    best = search(log_probs, None, lexicon=lexicon, num_hypotheses=2)
+    assert (np.asarray(best.scores) == -np.inf).all()
+    assert (np.asarray(best.labels) == -1).all()
+    assert np.asarray(best.lengths).tolist() == [0, 0]
+
+
+def test_another_lexicon_of_these_shapes_is_not_compiled_again():
+    chex.clear_trace_counter()
+    logits = np.zeros((3, 4), np.float32)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def best(logits, lexicon):
+        return prefix_beam_search(logits, None, lexicon=lexicon).labels
+
+    for words, unknown_score in ((["ab"], -math.inf), (["ba"], -math.inf), (["ba"], -1.0)):
+        best(logits, build_lexicon(words, SMALL["between"], unknown_score=unknown_score))
+
+
+# Files, and what is wrong with them.
+
+
+def test_a_file_of_words(tmp_path):
+    """Empty lines, white space around words, and the mark that some editors put first."""
+    path = tmp_path / "words"
+    path.write_text("ab\r\n\n  b \nabba", encoding="utf-8-sig")
+    expected = build_lexicon(["ab", "b", "abba"], BETWEEN)
+    chex.assert_trees_all_equal(read_lexicon(path, BETWEEN), expected)
+
+
+def test_a_file_of_words_and_spellings(tmp_path):
+    """With the separator at the end, as in flashlight's files, or without."""
+    path = tmp_path / "lexicon"
+    path.write_text("bee b |\nbee\tb  b |\nabb ab b\n")
+    expected = build_lexicon([[3], [3, 3], [4, 3]], BETWEEN)
+    chex.assert_trees_all_equal(read_lexicon(str(path), BETWEEN), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "FILE must have words; got none."),
+        ("\n \n", "FILE must have words; got none."),
+        (
+            "ab\nb\n\nab\n",
+            "line 4 of FILE must differ from all lines before; got 'ab' again, of line 1.",
+        ),
+        (
+            "x a b\ny b\nx a  b\n",
+            "line 3 of FILE must differ from all lines before; got 'x a b' again, of line 1.",
+        ),
+        (
+            "ab\naxb\nb\n",
+            "FILE must have tokens that spell each word; got 1 of 3 without, 'axb' (line 2 of "
+            'FILE). unknown="drop" leaves them out.',
+        ),
+        (
+            "AB\nA\n",
+            "FILE must have tokens that spell each word; got 2 of 2 without, 'AB' (line 1 of "
+            "FILE), 'A' (line 2 of FILE). normalize=str.lower gives them tokens.",
+        ),
+        (
+            "w\nx\ny\nz\n",
+            "FILE must have tokens that spell each word; got 4 of 4 without, 'w' (line 1 of "
+            "FILE), 'x' (line 2 of FILE), 'y' (line 3 of FILE), ….",
+        ),
+        (
+            "New York\nab\n",
+            "line 1 of FILE must have tokens after the word; got 'York'. A line is a word, or a "
+            "word and the tokens that spell it.",
+        ),
+        (
+            "ab\nb a b\n",
+            "line 2 of FILE must be one word; got 'b a b'. Spellings stand on every line or on "
+            "none, and on line 1 stands none.",
+        ),
+        (
+            "b a b\nab\n",
+            "line 2 of FILE must have a spelling after its word; got 'ab'. Spellings stand on "
+            "every line or on none, and on line 1 stands one.",
+        ),
+        ("a a | b |\n", "line 1 of FILE must be spelt without the separator; got '|' in it."),
+        ("a a -\n", "line 1 of FILE must be spelt without the blank; got '-' in it."),
+        ("a |\n", "line 1 of FILE must be class ids in [0, 5), some of them; got []."),
+    ],
+    ids=range(13),
+)
+def test_files_with_mistakes(text, message, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"^read_lexicon: ") as raised:
+        read_lexicon(path, BETWEEN)
+    assert str(raised.value) == f"read_lexicon: {message}".replace("FILE", str(path))
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "words").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"words must be text in UTF-8; got .* 0xe9"):
+        read_lexicon(tmp_path / "words", BETWEEN)
+    with pytest.raises(FileNotFoundError):
+        read_lexicon(tmp_path / "none", BETWEEN)
+
+
+def test_words_without_tokens_can_be_dropped():
+    words = ["ab", "axb", "b"]
+    dropped = build_lexicon(words, BETWEEN, unknown="drop")
+    chex.assert_trees_all_equal(dropped, build_lexicon(["ab", "b"], BETWEEN))
+    with pytest.raises(ValueError, match="words must have tokens that spell each word; got 1 of 1"):
+        build_lexicon(["x"], BETWEEN, unknown="drop")
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ([], {}, "words must have words; got none"),
+        ("ab", {}, "words must be a list of words; got str. One word alone is a list of one."),
+        (["ab", ""], {}, r"words\[1\] must be a word, not empty and without white space; got ''"),
+        (["a b"], {}, r"words\[0\] must be a word, not empty and without white space; got 'a b'"),
+        (["a", [2]], {}, r"words\[0\] must be class ids in .*; got 'a'. Words are strings, all of"),
+        ([[2], 3], {}, r"words\[1\] must be class ids in \[0, 5\), some of them; got 3"),
+        ([[5]], {}, r"words\[0\] must be class ids in \[0, 5\), some of them; got \[5\]"),
+        ([[2.0]], {}, r"words\[0\] must be a static integer; got 2.0"),
+        ([[2, 0]], {}, r"words\[0\] must be spelt without the blank; got '-' in it"),
+        (["a"], {"unknown": "keep"}, "unknown must be one of 'raise', 'drop'; got 'keep'"),
+        (["a"], {"unknown_score": 0.0}, "unknown_score must be a number below 0; got 0.0"),
+        (["a"], {"unknown_score": math.nan}, "unknown_score must be a number below 0; got nan"),
+        (["a"], {"vocabulary": ["-", "a"]}, "vocabulary must be a jaxctc.Vocabulary; got list"),
+        (
+            ["a"],
+            {"vocabulary": JOINED, "unknown_score": -1.0},
+            "unknown_score must be -inf without a separator; got -1.0. Nothing says where",
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_of_build_lexicon(words: Any, options: Any, message):
+    options = {"vocabulary": BETWEEN} | options
+    with pytest.raises(ValueError, match=f"^build_lexicon: {message}"):
+        build_lexicon(words, **options)
+
+
+def test_the_beam_takes_lexicons_alone():
+    frame = np.zeros((1, 4), np.float32)
+    words: Any = ["ab"]
+    with pytest.raises(
+        ValueError, match=r"lexicon must be a jaxctc.Lexicon; got a list. From a list"
+    ):
+        prefix_beam_search(frame, None, lexicon=words)
+    lexicon = build_lexicon(words, SMALL["between"])
+    assert isinstance(lexicon, Lexicon)
+    with pytest.raises(ValueError, match="beam_step: state must come from calls with the same"):
+        beam_step(beam_init(3), frame, None, lexicon=lexicon)
+    with pytest.raises(ValueError, match="beam_finish: state must come from calls with the same"):
+        beam_finish(beam_init(3, lexicon=lexicon))
