@@ -173,6 +173,7 @@ MAY_IMPORT = {
         "decoding.arpa",
         "decoding.beam_search",
         "decoding.language_models",
+        "decoding.lexicon",
         "padding",
         "spans",
         "subtitles",

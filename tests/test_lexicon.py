@@ -355,7 +355,7 @@ def test_a_file_of_words_and_spellings(tmp_path):
         (
             "AB\nA\n",
             "FILE must have tokens that spell each word; got 2 of 2 without, 'AB' (line 1 of "
-            "FILE), 'A' (line 2 of FILE). normalize=str.lower gives them tokens.",
+            "FILE), 'A' (line 2 of FILE). In lower case they have tokens: see normalize.",
         ),
         (
             "w\nx\ny\nz\n",

@@ -164,7 +164,7 @@ def _refuse(
     remedy = 'unknown="drop" leaves them out.' if len(unspelt) < count else ""
     for change in ("lower", "upper"):
         if all(_is_spelt(getattr(entry.word, change)(), vocabulary) for entry in unspelt):
-            remedy = f"normalize=str.{change} gives them tokens."
+            remedy = f"In {change} case they have tokens: see normalize."
     checks.fail(function, argument, "have tokens that spell each word", got, remedy)
 
 
