@@ -15,7 +15,7 @@ import functools
 import importlib
 import string
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,13 +52,13 @@ def make_vocabulary(classes: int, words: Sequence[str]) -> jaxctc.Vocabulary:
     """Letters, and with more classes than they need also pieces of words."""
     if classes == len(LETTERS) + 2:
         return jaxctc.Vocabulary(["", "|", *LETTERS], separator="|")
-    counts: Counter[str] = Counter()
+    counts: defaultdict[str, float] = defaultdict(float)
     for rank, word in enumerate(words[:30_000]):
         marked = f"▁{word}"
         for start in range(len(marked)):
             for end in range(start + 2, min(len(marked), start + 6) + 1):
                 counts[marked[start:end]] += (end - start) / (rank + 10)  # Zipf's law
-    pieces = [piece for piece, _ in counts.most_common(classes - len(LETTERS) - 2)]
+    pieces = sorted(counts, key=lambda piece: -counts[piece])[: classes - len(LETTERS) - 2]
     return jaxctc.Vocabulary(["", "▁", *LETTERS, *pieces], separator="▁")
 
 

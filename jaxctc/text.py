@@ -274,7 +274,7 @@ class Vocabulary:
 
     @functools.cached_property
     def spelling_ids(self) -> dict[str, int]:
-        """Ids of the tokens that spell something."""
+        """Ids of the tokens that spell text, by name: no blank, no `separator_id`, no `<unk>`."""
         left_out = {self.blank_id, self.separator_id}
         return {
             token: place

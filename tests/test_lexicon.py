@@ -33,7 +33,14 @@ BETWEEN = Vocabulary(["-", "|", "a", "b", "ab"], separator="|")
 MARKED = Vocabulary(["-", "▁", "▁a", "b", "ab"], separator="▁")
 JOINED = Vocabulary(["-", "c", "a", "b", "ab"])
 VOCABULARIES = {"between": BETWEEN, "marked": MARKED, "joined": JOINED}
-WORDS = [["ab"], ["b", "ab", "abb"], ["bab", "b", "ab", "abab"], ["a", "ab", "aba", "bb", "b"]]
+WORDS = [
+    ["ab"],
+    ["b", "ab", "abb"],
+    ["bab", "b", "ab", "abab"],
+    ["a", "ab", "aba", "bb", "b"],
+    ["a", "abb", "bab"],  # after "ab", joined: two words are under way, and none is over
+    ["aba", "bb"],  # "b" goes on where "a" is no word, and begins another elsewhere
+]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -184,7 +191,7 @@ def truth_of(logits, vocabulary, words, unknown_score=-math.inf):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("words", WORDS[1:], ids=" ".join)
+@pytest.mark.parametrize("words", WORDS[2:5], ids=" ".join)
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_beam_against_every_path_of_words(kind, words):
     """In float64: the sequences that words make up, all of them, and nothing else."""
@@ -214,8 +221,9 @@ def test_a_beam_beside_n_grams_and_hot_words(level, unknown_score, tmp_path, rng
 
     truth = truth_of(logits, vocabulary, set(words), unknown_score)
     for labels in truth:
-        text = [vocabulary.tokens[label] for label in labels]
-        spoken = text if level == "tokens" else filter(None, "".join(text).split("|"))
+        spoken = [str(vocabulary.tokens[label]) for label in labels]
+        if level == "words":
+            spoken = filter(None, "".join(spoken).split("|"))
         hypothesis = PlainHypothesis(grams)
         worth = sum(hypothesis.score(word) for word in spoken) + hypothesis.final()
         occurrences = sum(labels[i : i + 2] == (2, 3) for i in range(len(labels)))
@@ -269,8 +277,8 @@ def test_chunks_make_no_difference(name, seed, cuts, guides):
 def test_the_best_after_each_chunk(rng):
     """It is that of the frames so far, with or without a word that is not over yet."""
     lexicon = build_lexicon(["ab", "b", "abba"], SMALL["between"])
-    models = {"lexicon": lexicon}
-    open_ended = {"lexicon": lexicon._replace(unfinished_score=jnp.zeros(()))}
+    models: dict[str, Any] = {"lexicon": lexicon}
+    open_ended: dict[str, Any] = {"lexicon": lexicon._replace(unfinished_score=jnp.zeros(()))}
     path = np.array([2, 0, 3, 3, 1, 0, 2, 3, 0, 3, 2])  # ab | abba
     logits = (rng.normal(size=(11, 4)) + 7 * np.eye(4)[path]).astype(np.float32)
     state = beam_init(11, **models)
