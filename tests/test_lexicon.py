@@ -427,6 +427,11 @@ def test_words_without_tokens_can_be_dropped():
         ([[5]], {}, r"words\[0\] must be class ids in \[0, 5\), some of them; got \[5\]"),
         ([[2.0]], {}, r"words\[0\] must be a static integer; got 2.0"),
         ([[2, 0]], {}, r"words\[0\] must be spelt without the blank; got '-' in it"),
+        (
+            [[2, 3], [4, 3]],
+            {"vocabulary": MARKED},
+            r"words\[1\] must begin with a token that begins with '▁'; got 'ab'",
+        ),
         (["a"], {"unknown": "keep"}, "unknown must be one of 'raise', 'drop'; got 'keep'"),
         (["a"], {"unknown_score": 0.0}, "unknown_score must be a number below 0; got 0.0"),
         (["a"], {"unknown_score": math.nan}, "unknown_score must be a number below 0; got nan"),

@@ -35,8 +35,8 @@ class Lexicon(NamedTuple):
     """A model under which a hypothesis is words of a list. Its state is a number.
 
     State 0 is between words, the last one within a word that is not in the list; every other one
-    is a beginning of words that are. All fields are arrays, so that it can be an argument of a
-    compiled function; two lexicons of the same shapes share the program.
+    is a beginning of words that are, or several at once. All fields are arrays, so that it can be
+    an argument of a compiled function; two lexicons of the same shapes share the program.
     """
 
     row: Int[Array, " states"]
@@ -56,7 +56,7 @@ class Lexicon(NamedTuple):
     unknown_score: Float[Array, ""]
     """What a word that is not in the list is worth, in nats; -inf forbids it."""
     unfinished_score: Float[Array, ""]
-    """What it is worth to end within a word, in nats; -inf forbids it."""
+    """What it is worth, in nats, to end within a word that is not over; -inf forbids it."""
 
     @property
     def initial_state(self) -> Int[Array, ""]:
@@ -134,7 +134,7 @@ def build_lexicon(
     normalize: Callable[[str], str] | None = None,
     unknown_score: float = -math.inf,
 ) -> Lexicon:
-    """A model under which a hypothesis is words of a list, and nothing else or at a price.
+    """A model of the words that a hypothesis may hold; all others are forbidden, or cost something.
 
     Between two words stands the vocabulary's separator, any number of times, and also before the
     first and after the last. If the separator marks the beginnings of words ("▁"), or there is
@@ -149,7 +149,7 @@ def build_lexicon(
         leaves the word out.
       normalize: applied to every string before it is spelt, such as `str.upper`.
       unknown_score: nats for every word that is not in the list, below 0: paid once, as soon as
-        no word goes on like it. -inf forbids such words, and must be it without a separator.
+        no word goes on like it. -inf forbids such words. Without a separator it must be -inf.
 
     Returns:
       A `Lexicon`. The sum of its scores, the final one included, is `unknown_score` times the
@@ -159,7 +159,8 @@ def build_lexicon(
     Raises:
       ValueError: if there are no words, or an empty one; if a string has white space where a
         separator parts words, or no tokens spell it; if an id is no class, or the blank's or the
-        separator's; if `unknown_score` is no number below 0.
+        separator's; if a spelling does not begin with the mark where words do; if `unknown_score`
+        is no number below 0.
 
     Example:
       >>> vocabulary = Vocabulary(["-", "|", "a", "b"], separator="|")

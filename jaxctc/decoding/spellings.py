@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,6 @@ def read_entries(
             checks.fail(function, where, "differ from all lines before", got)
         has_spelling = len(fields) > 1
         if has_spelling != (len(lines[0][1]) > 1):
-            requirement = "have a spelling after the word" if entries else "be one word"
             requirement = "be one word" if has_spelling else "have a spelling after its word"
             remedy = f"Spellings stand on every line or on none, and on line {lines[0][0]}"
             remedy += " stands none." if has_spelling else " stands one."
@@ -46,7 +45,8 @@ def read_entries(
         if not has_spelling:
             entries.append(Entry(fields[0], where))
             continue
-        spelling = fields[1:-1] if fields[-1] == vocabulary.separator else fields[1:]
+        is_ended = vocabulary.separator_id is not None and fields[-1] == vocabulary.separator
+        spelling = fields[1:-1] if is_ended else fields[1:]
         strange = next((field for field in spelling if field not in ids), None)
         if strange is not None:
             remedy = "A line is a word, or a word and the tokens that spell it."
@@ -59,10 +59,13 @@ class Graph(NamedTuple):
     """Beginnings of words as states, the empty one first, and arcs between them."""
 
     sources: Int[np.ndarray, " arcs"]
-    """In rising order, as are the tokens of each."""
+    """Where each arc begins, in rising order."""
     tokens: Int[np.ndarray, " arcs"]
+    """Its class; in rising order, too, among arcs from one state."""
     nexts: Int[np.ndarray, " arcs"]
+    """Where it leads."""
     is_word: Bool[np.ndarray, " states"]
+    """Whether a beginning is a word itself."""
 
 
 def _graph(
@@ -89,7 +92,7 @@ def graph_of_spellings(function: str, entries: list[Entry], vocabulary: Vocabula
 def _spelling(function: str, entry: Entry, vocabulary: Vocabulary) -> list[int]:
     """The class ids of one spelling, checked."""
     requirement = f"be class ids in [0, {len(vocabulary.tokens)}), some of them"
-    if isinstance(entry.word, str) or np.ndim(entry.word) != 1:
+    if isinstance(entry.word, str) or not isinstance(entry.word, Sequence | np.ndarray):
         remedy = "Words are strings, all of them, or all of them lists of ids."
         checks.fail(function, entry.where, requirement, repr(entry.word), remedy)
     ids = [checks.static_int(function, entry.where, token) for token in entry.word]
@@ -99,6 +102,10 @@ def _spelling(function: str, entry: Entry, vocabulary: Vocabulary) -> list[int]:
         if token in ids:
             requirement = f"be spelt without the {what}"
             checks.fail(function, entry.where, requirement, f"{vocabulary.tokens[token]!r} in it")
+    mark = str(vocabulary.separator)
+    if vocabulary.marks_words and not vocabulary.tokens[ids[0]].startswith(mark):
+        requirement = f"begin with a token that begins with {mark!r}"
+        checks.fail(function, entry.where, requirement, repr(vocabulary.tokens[ids[0]]))
     return ids
 
 
