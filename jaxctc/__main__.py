@@ -154,6 +154,10 @@ def run_decode(options: argparse.Namespace) -> None:
         for labels, length, score in zip(best.labels, best.lengths, best.scores, strict=True)
         if score > -math.inf
     ]
+    if not found:
+        got = "none in the beam"
+        remedy = "See --beam-width, --lexicon and --unknown-score." if options.lexicon else ""
+        checks.fail("decode", str(options.logits), "give some text a probability", got, remedy)
     if form == "txt":
         lines = (f"{score:.4f}\t{vocabulary.decode(labels)}\n" for score, labels in found)
         _write(options.output, "".join(lines))

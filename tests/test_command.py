@@ -350,6 +350,10 @@ def test_decode_writes_times(doubtful):
             ["--lexicon", "words.txt", "--unknown-score", "1"],
             "read_lexicon: unknown_score must be a number below 0; got 1.0",
         ),
+        (
+            ["--lexicon", "long.txt", "--beam-width", "1"],
+            "decode: talk.npy must give some text a probability; got none in the beam. See --beam-",
+        ),
         (["--hot-words", "talk.md"], "talk.md must have a token for every character; got 'X' (1)"),
     ],
 )
@@ -358,6 +362,7 @@ def test_decode_refuses(talk, capsys, options, message):
     (talk / "talk.md").write_text("X\n")
     (talk / "words.txt").write_text("bob\n")
     (talk / "empty.txt").write_text("\n")
+    (talk / "long.txt").write_text("hellohello" * 10)
     assert decode(*options) == 2
     error = capsys.readouterr().err
     assert message in error
