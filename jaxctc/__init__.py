@@ -39,6 +39,7 @@ from jaxctc.decoding.beam_search import (
 )
 from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode
 from jaxctc.decoding.language_models import CustomModel, hot_words
+from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
 from jaxctc.decoding.prefixes import Prefixes
 from jaxctc.frame_losses import (
     binary_cross_entropy,
@@ -92,6 +93,7 @@ __all__ = [
     "ErrorCounts",
     "ErrorRate",
     "Hypotheses",
+    "Lexicon",
     "LossAndForwardProbs",
     "PaddedBatch",
     "Posteriors",
@@ -110,6 +112,7 @@ __all__ = [
     "beam_init",
     "beam_step",
     "binary_cross_entropy",
+    "build_lexicon",
     "cer",
     "collapse",
     "confidence_penalty",
@@ -142,6 +145,7 @@ __all__ = [
     "posteriors",
     "prefix_beam_search",
     "read_arpa",
+    "read_lexicon",
     "reduce_loss",
     "required_frames",
     "sample_alignments",

@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from jaxctc.command_line import new_parser
 from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.beam_search import beam_finish, beam_init, beam_step
 from jaxctc.decoding.language_models import hot_words
+from jaxctc.decoding.lexicon import read_lexicon
 from jaxctc.padding import required_frames, validate
 from jaxctc.spans import Span, group_spans, timed_spans, word_spans
 from jaxctc.subtitles import FORMATS, as_object, format_of, format_spans, write_whole
@@ -153,6 +154,10 @@ def run_decode(options: argparse.Namespace) -> None:
         for labels, length, score in zip(best.labels, best.lengths, best.scores, strict=True)
         if score > -math.inf
     ]
+    if not found:
+        got = "none in the beam"
+        remedy = "See --beam-width, --lexicon and --unknown-score." if options.lexicon else ""
+        checks.fail("decode", str(options.logits), "give some text a probability", got, remedy)
     if form == "txt":
         lines = (f"{score:.4f}\t{vocabulary.decode(labels)}\n" for score, labels in found)
         _write(options.output, "".join(lines))
@@ -196,6 +201,14 @@ def _search(
         )
     if options.hot_words is not None:
         models["hot_words"] = hot_words(*_hot_words(options, vocabulary))
+    if options.lexicon is not None:
+        models["lexicon"] = read_lexicon(
+            options.lexicon,
+            vocabulary,
+            unknown=options.unknown,
+            normalize=_change_of_case(options),
+            unknown_score=options.unknown_score,
+        )
     state = beam_init(len(scores), beam_width=options.beam_width, **models)
     weights = {"lm_weight": options.lm_weight}
     for start in _progress(range(0, len(scores), CHUNK)):
@@ -260,6 +273,10 @@ def _vocabulary(options: argparse.Namespace) -> Vocabulary:
     return dataclasses.replace(vocabulary, separator=separator or None)
 
 
+def _change_of_case(options: argparse.Namespace) -> Callable[[str], str] | None:
+    return {"keep": None, "lower": str.lower, "upper": str.upper}[options.case]
+
+
 def _encode(
     options: argparse.Namespace, vocabulary: Vocabulary, path: Path, texts: list[str]
 ) -> EncodedText:
@@ -267,13 +284,13 @@ def _encode(
 
     Without a separator each label counts as a word, so that it has a time.
     """
-    change = {"keep": None, "lower": str.lower, "upper": str.upper}[options.case]
+    change = _change_of_case(options)
     may_be = options.unknown != "raise"
     how = "wildcard" if options.unknown == "wildcard" else "drop"
     encoded = vocabulary.encode(texts, unknown=how, normalize=change)
     some = ", ".join(f"{sign!r} ({count})" for sign, count in encoded.unknown.most_common(8))
     if some and not may_be:
-        remedy = "See --case and --separator" + ", or --unknown." * (options.command == "align")
+        remedy = "See --case and --separator, or --unknown."
         requirement = "have a token for every character"
         checks.fail(options.command, str(path), requirement, some, remedy)
     if some:

@@ -22,7 +22,7 @@ def new_parser() -> argparse.ArgumentParser:
     align = commands.add_parser("align", help="find when each word of a text is said")
     align.set_defaults(command="align")
     decode = commands.add_parser("decode", help="find what is said")
-    decode.set_defaults(command="decode", unknown="raise")
+    decode.set_defaults(command="decode")
     for command in (align, decode):
         _add_inputs(command)
     align.add_argument("text", type=Path, metavar="TEXT", help="what is said, a cue on each line")
@@ -79,6 +79,11 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
     add("--length-bonus", type=_number, default=0.0, help="nats per label (default: 0)")
     add("--hot-words", type=Path, help="a phrase a line, a tab and a bonus after it if you like")
     add("--hot-word-bonus", type=_number, default=5.0, help="nats for the others (default: 5)")
+    add("--lexicon", type=Path, help="the words that may be said, one a line, or with spellings")
+    price = "nats for every other word (default: -inf, which forbids them)"
+    add("--unknown-score", type=float, default=-math.inf, metavar="NATS", help=price)
+    unknown = "what to do about words and characters without tokens (default: raise)"
+    add("--unknown", choices=("raise", "drop"), default="raise", help=unknown)
 
 
 def _number(text: str) -> float:

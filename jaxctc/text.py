@@ -273,8 +273,8 @@ class Vocabulary:
         return {"word_starts": np.array([t.startswith(str(self.separator)) for t in self.tokens])}
 
     @functools.cached_property
-    def _ids(self) -> dict[str, int]:
-        """Ids of the tokens that spell something."""
+    def spelling_ids(self) -> dict[str, int]:
+        """Ids of the tokens that spell text, by name: no blank, no `separator_id`, no `<unk>`."""
         left_out = {self.blank_id, self.separator_id}
         return {
             token: place
@@ -284,7 +284,7 @@ class Vocabulary:
 
     @functools.cached_property
     def _longest(self) -> int:
-        return max(map(len, self._ids), default=0)
+        return max(map(len, self.spelling_ids), default=0)
 
     def _encode(
         self,
@@ -322,9 +322,9 @@ class Vocabulary:
             word = f"{self.separator}{word}"
         is_open = False  # after a wildcard, which takes in unknown neighbours
         for piece in self._pieces(word):
-            if piece in self._ids:
+            if piece in self.spelling_ids:
                 is_open = False
-                yield self._ids[piece]
+                yield self.spelling_ids[piece]
                 continue
             counts[piece] += 1
             if unknown == "wildcard" and not is_open:
@@ -340,7 +340,7 @@ class Vocabulary:
             costs[start], ends[start] = (unknown + 1, count), start + 1
             for end in range(start + 1, min(len(word), start + self._longest) + 1):
                 unknown, count = costs[end]
-                if word[start:end] in self._ids and (unknown, count + 1) <= costs[start]:
+                if word[start:end] in self.spelling_ids and (unknown, count + 1) <= costs[start]:
                     costs[start], ends[start] = (unknown, count + 1), end
         start = 0
         while start < len(word):
@@ -352,7 +352,7 @@ class Vocabulary:
         more = f" and {len(counts) - 5} others" if len(counts) > 5 else ""
         remedy = 'Pass unknown="wildcard" or "drop", or normalize= to replace them.'
         for change in ("lower", "upper"):
-            if all(getattr(sign, change)() in self._ids for sign in counts):
+            if all(getattr(sign, change)() in self.spelling_ids for sign in counts):
                 remedy = f"normalize=str.{change} makes them known."
         requirement = "have a token for every character"
         checks.fail("Vocabulary.encode", "texts", requirement, some + more, remedy)

@@ -383,7 +383,11 @@ EVERY_EXAMPLE = {
     "forced_align": lambda *arguments: jaxctc.forced_align(*arguments, wildcard_id=5),
     "greedy_decode": lambda logits, padded, *_: jaxctc.greedy_decode(logits, padded),
     "prefix_beam_search": lambda logits, padded, *_: jaxctc.prefix_beam_search(
-        logits, padded, times=True, hot_words=jaxctc.hot_words([[1, 2]], 2.0)
+        logits,
+        padded,
+        times=True,
+        hot_words=jaxctc.hot_words([[1, 2]], 2.0),
+        lexicon=jaxctc.build_lexicon(["ab"], jaxctc.Vocabulary(list("-|abc"), separator="|")),
     ),
     "error_counts": lambda logits, padded, *rest: jaxctc.error_counts(*rest, *rest, separator=1),
 }

@@ -138,6 +138,23 @@ def test_arithmetic(benchmark, tmp_path, capsys):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_lexicon(benchmark, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    words = {"".join(rng.choice(list("etaoins"), rng.integers(3, 9))) for _ in range(300)}
+    (tmp_path / "words").write_text("\n".join(["1st", *sorted(words)]))
+    command = ["--words", str(tmp_path / "words"), "--classes", "29", "40", "--repeats", "1"]
+    benchmark("lexicon").main(command)
+    for classes, row in zip((29, 40), rows(capsys.readouterr().out, "K"), strict=True):
+        assert row[:2] == [str(classes), str(len(words))]
+        states, kinds, megabytes, *times = (float(entry.split()[0]) for entry in row[2:8])
+        assert len(words) < states < 9 * len(words)
+        assert kinds < states
+        assert megabytes < 0.1
+        assert min(times) > 0
+        without, beside = map(float, row[8].split(", "))
+        assert beside < without, "a lexicon helps"
+
+
 def test_on_device(benchmark, tmp_path, capsys, monkeypatch):
     on_device = benchmark("on_device")
     monkeypatch.setattr(on_device, "ACCURACY", [("×1", (100, 20))])

@@ -305,6 +305,18 @@ def test_decode_with_hot_words_and_n_grams(doubtful, capsys):
     assert capsys.readouterr().out.split("\t")[1] == "hello bod cab\n"
 
 
+def test_decode_with_a_lexicon(doubtful, capsys):
+    """Only its words are heard, in either case of letters; or others, if they are worth it."""
+    (doubtful / "words.txt").write_text("CAB\nBOB\nHELLO\nX-ray\n")
+    (doubtful / "spelt.txt").write_text("hello h e l l o |\nbod b o b |\ncab c a b |\n")
+    words = ["--lexicon", "words.txt", "--case", "lower", "--unknown", "drop"]
+    for options in (words, ["--lexicon", "spelt.txt"]):
+        assert decode(*options) == 0
+        assert capsys.readouterr().out.split("\t")[1] == "hello bob cab\n"
+    assert decode(*words, "--unknown-score", "-0.1") == 0
+    assert capsys.readouterr().out.split("\t")[1] == "hello bod cab\n"
+
+
 def test_decode_writes_times(doubtful):
     times = "--frame-seconds", "0.5"
     assert decode("-o", "a.srt", *times) == 0
@@ -327,12 +339,30 @@ def test_decode_writes_times(doubtful):
         (["--best", "20"], "decode: --best must be at most 16; got 20. See --beam-width."),
         (["--arpa", "tokens.txt"], "read_arpa: line 11 of tokens.txt must be there"),
         (["--hot-words", "hot.txt"], "decode: hot.txt must have numbers after tabs; got 'bob\\tx'"),
+        (["--lexicon", "tokens.txt"], "read_lexicon: tokens.txt must have tokens that spell each"),
+        (["--lexicon", "empty.txt"], "read_lexicon: empty.txt must have words; got none"),
+        (["--lexicon", "none.txt"], "No such file or directory: 'none.txt'"),
+        (
+            ["--lexicon", "hot.txt", "--unknown-score", "1"],
+            "read_lexicon: line 1 of hot.txt must have tokens after the word; got 'x'.",
+        ),
+        (
+            ["--lexicon", "words.txt", "--unknown-score", "1"],
+            "read_lexicon: unknown_score must be a number below 0; got 1.0",
+        ),
+        (
+            ["--lexicon", "long.txt", "--beam-width", "1"],
+            "decode: talk.npy must give some text a probability; got none in the beam. See --beam-",
+        ),
         (["--hot-words", "talk.md"], "talk.md must have a token for every character; got 'X' (1)"),
     ],
 )
 def test_decode_refuses(talk, capsys, options, message):
     (talk / "hot.txt").write_text("bob\tx\n")
     (talk / "talk.md").write_text("X\n")
+    (talk / "words.txt").write_text("bob\n")
+    (talk / "empty.txt").write_text("\n")
+    (talk / "long.txt").write_text("hellohello" * 10)
     assert decode(*options) == 2
     error = capsys.readouterr().err
     assert message in error

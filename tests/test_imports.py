@@ -135,6 +135,8 @@ MAY_IMPORT = {
     "decoding.automata": set(),
     "decoding.language_models": {"_core.checks", "decoding.automata"},
     "decoding.arpa": {"_core.checks", "decoding.automata"},
+    "decoding.spellings": {"_core.checks", "text"},
+    "decoding.lexicon": {"_core.checks", "decoding.spellings", "text"},
     "decoding.prefixes": {"_core.normalizer", "_core.sharding", "decoding.language_models"},
     "decoding.beam_search": {
         "_core.checks",
@@ -144,6 +146,7 @@ MAY_IMPORT = {
         "decoding.automata",
         "decoding.greedy",
         "decoding.language_models",
+        "decoding.lexicon",
         "decoding.prefixes",
     },
     "objectives": {
@@ -170,6 +173,7 @@ MAY_IMPORT = {
         "decoding.arpa",
         "decoding.beam_search",
         "decoding.language_models",
+        "decoding.lexicon",
         "padding",
         "spans",
         "subtitles",

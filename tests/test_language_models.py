@@ -18,6 +18,8 @@ from ngrams import ALPHABET, GOOD, scores_of
 
 from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.language_models import CustomModel, LanguageModel, as_language_model, hot_words
+from jaxctc.decoding.lexicon import build_lexicon
+from jaxctc.text import Vocabulary
 
 
 def occurrences(tokens, word):
@@ -116,6 +118,8 @@ def small_models():
             file.write(GOOD)
         models[name] = read_arpa(f"/dev/fd/{read_end}", ALPHABET, **options)
         os.close(read_end)
+    words = Vocabulary(["-", "a", "|", "b"], separator="|")
+    models["lexicon"] = build_lexicon(["ab", "b"], words, unknown_score=-2.0)
     start = jnp.zeros(3, jnp.float32)
     models["custom"] = as_language_model(
         (start, lambda state, token: (-state[0], state + 0.5 * jnp.asarray(token > 1, state.dtype)))
@@ -123,7 +127,7 @@ def small_models():
     return models
 
 
-KINDS = ["hot words", "tokens", "words", "custom"]
+KINDS = ["hot words", "lexicon", "tokens", "words", "custom"]
 STRINGS = np.array(list(itertools.product([1, 2, 3], repeat=3)), np.int32)
 
 
@@ -140,7 +144,7 @@ def test_eager_is_jit_is_vmap(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS[:3])
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_nothing_in_64_bits(kind):
     model = small_models()[kind]
     state, token = model.initial_state, np.int32(1)
@@ -176,7 +180,7 @@ def test_models_of_one_shape_can_be_stacked():
     np.testing.assert_array_equal(scores[:, 0], [[0.5, 0.5], [1.5, 1.5]])
 
 
-@pytest.mark.parametrize("kind", KINDS[:3])
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_no_loop_that_data_ends(kind):
     text = str(jax.make_jaxpr(scores_of)(small_models()[kind], STRINGS))
     assert "while" not in text
@@ -232,7 +236,7 @@ class TestCustomModels:
         assert model.final_score(model.initial_state) == 0
 
     def test_a_model_stays_as_it_is(self):
-        for kind in KINDS[:3]:
+        for kind in KINDS[:4]:
             assert as_language_model(small_models()[kind]) is small_models()[kind]
         custom = as_language_model(CustomModel(0, lambda n, token: (jnp.float32(0), n + token)))
         again = as_language_model(custom)

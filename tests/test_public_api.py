@@ -30,6 +30,7 @@ RESULTS = {
     if hasattr(getattr(jaxctc, name), "_fields")
 }
 ON_THE_HOST = {
+    "build_lexicon",
     "format_errors",
     "format_spans",
     "group_spans",
@@ -39,6 +40,7 @@ ON_THE_HOST = {
     "plot_error_rates",
     "plot_posteriors",
     "read_arpa",
+    "read_lexicon",
     "timed_spans",
     "validate",
     "write_spans",
@@ -62,6 +64,7 @@ FRAMES = (LOGITS, np.array([[1, 2, 0, 3, 1, 2], [3, 0, 1, 1, 2, 0]], np.int32))
 ANSWERS = (LOGITS[..., 0], (LOGITS[..., 1] > 0).astype(np.float32))
 ALIGNMENT = jaxctc.forced_align(LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
 SPANS = [jaxctc.Span("a", 0.0, 0.5, 0.9), jaxctc.Span("b", 0.5, 1.0)]
+VOCABULARY = jaxctc.Vocabulary(["-", "|", "a", "b"], separator="|")
 # One batched call of each function; a second one differs in its values only.
 CALLS = {
     "alignment_entropy": CTC,
@@ -70,6 +73,7 @@ CALLS = {
     "beam_finish": (STATE,),
     "beam_init": (4,),
     "beam_step": (STATE, LOGITS, LOGIT_PADDINGS),
+    "build_lexicon": (["ab", "b"], VOCABULARY),
     "cer": TOKENS,
     "confidence_penalty": (LOGITS, LOGIT_PADDINGS),
     "consistency_loss": (LOGITS, LOGITS[::-1].copy(), LOGIT_PADDINGS),
@@ -109,6 +113,7 @@ CALLS = {
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
+    "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),

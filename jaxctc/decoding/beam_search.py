@@ -24,6 +24,7 @@ from jaxctc.alignment import forced_align
 from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.greedy import Hypotheses
 from jaxctc.decoding.language_models import LanguageModel, as_language_model
+from jaxctc.decoding.lexicon import Lexicon
 from jaxctc.decoding.prefixes import (
     Fusion,
     Prefixes,
@@ -62,15 +63,17 @@ def prefix_beam_search(
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
     hot_words: Automaton | None = None,
+    lexicon: Lexicon | None = None,
     times: bool = False,
 ) -> Hypotheses:
     """The most likely label sequences: each adds up all its paths, not only the best one.
 
     A search for the best of `log p(labels | logits) + lm_weight · log p(labels) + length_bonus ·
-    length + hot words`. It is exact while the beam holds every prefix that matters: with a beam
-    as wide as there are label sequences, scores are those of `ctc_loss`; with a narrower one they
-    are lower bounds. Equal sequences never come twice. Of equally good prefixes the beam keeps
-    those that were there before, then those from the better parent.
+    length + hot words`, among words of the lexicon if there is one. It is exact while the beam
+    holds every prefix that matters: with a beam as wide as there are label sequences, scores are
+    those of `ctc_loss`; with a narrower one they are lower bounds. Equal sequences never come
+    twice. Of equally good prefixes the beam keeps those that were there before, then those from
+    the better parent.
 
     Args:
       logits: scores over classes, the blank included.
@@ -91,6 +94,8 @@ def prefix_beam_search(
       length_bonus: nats to add for every label. A language model alone favours short sequences;
         1 or 2 often make up for that.
       hot_words: what `hot_words` returns.
+      lexicon: what `read_lexicon` or `build_lexicon` returns: the words that hypotheses may
+        consist of. As it forbids tokens, `top_k` may have to be larger than its default.
       times: static; True aligns every hypothesis again, by `forced_align`.
 
     Returns:
@@ -129,7 +134,7 @@ def prefix_beam_search(
     scores = checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
-    fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words)
+    fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
     state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
     pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
     state = _search(function, state, scores, logit_paddings, fusion, *pruning)
@@ -159,6 +164,7 @@ def beam_init(
     beam_width: int = 16,
     language_model: Any = None,
     hot_words: Automaton | None = None,
+    lexicon: Lexicon | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> BeamState:
     """A beam that has seen no frame, for `beam_step`.
@@ -167,7 +173,7 @@ def beam_init(
       max_length: static; L, the longest label sequence to consider.
       batch: static; `*B`, the axes of a batch.
       beam_width: static; how many prefixes to keep, W.
-      language_model, hot_words: as of `prefix_beam_search`, and the same at every step.
+      language_model, hot_words, lexicon: as of `prefix_beam_search`, and the same at every step.
       dtype: what to compute in, whatever the logits are: float32, or float64.
 
     Returns:
@@ -186,7 +192,7 @@ def beam_init(
     """
     if not isinstance(batch, Sequence):
         checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
-    fusion = _guide("beam_init", language_model, 1.0, 0.0, hot_words)
+    fusion = _guide("beam_init", language_model, 1.0, 0.0, hot_words, lexicon)
     return _first_state("beam_init", tuple(batch), beam_width, max_length, fusion, dtype)
 
 
@@ -204,6 +210,7 @@ def beam_step(
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
     hot_words: Automaton | None = None,
+    lexicon: Lexicon | None = None,
 ) -> BeamState:
     """Takes the next frames into the beam, any number of them at a time.
 
@@ -211,7 +218,7 @@ def beam_step(
       state: of `beam_init` or the last `beam_step`; it is not changed.
       logits, logit_paddings: the next frames, as of `prefix_beam_search`.
       blank_id, logits_normalized, top_k, min_log_prob, blank_threshold: as there.
-      language_model, lm_weight, length_bonus, hot_words: as there.
+      language_model, lm_weight, length_bonus, hot_words, lexicon: as there.
 
     Returns:
       The next `BeamState`. After the last frame it is the one that `prefix_beam_search` ends
@@ -231,7 +238,7 @@ def beam_step(
     if scores.shape[:-2] != state.is_nan.shape:
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
-    fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words)
+    fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
     pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
     return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
@@ -243,13 +250,16 @@ def beam_finish(
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     hot_words: Automaton | None = None,
+    lexicon: Lexicon | None = None,
 ) -> Hypotheses:
     """The best label sequences in the beam, if the utterance ends here.
 
     Args:
       state: of the last `beam_step`; it may go on from there.
       num_hypotheses: static; how many to return, at most W.
-      language_model, lm_weight, hot_words: as of the steps; what they say to the end.
+      language_model, lm_weight, hot_words, lexicon: as of the steps; what they say to the end.
+        A lexicon forbids to end within a word: to see one that is not over yet, pass
+        `lexicon._replace(unfinished_score=jnp.zeros(()))`.
 
     Returns:
       `Hypotheses` as of `prefix_beam_search`, without times.
@@ -264,12 +274,17 @@ def beam_finish(
       >>> float(beam_finish(beam_init(3)).scores[0])
       0.0
     """
-    fusion = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words)
+    fusion = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words, lexicon)
     return _best("beam_finish", state, fusion, num_hypotheses)
 
 
 def _guide(
-    function: str, language_model: Any, lm_weight: Any, length_bonus: Any, hot_words: Any
+    function: str,
+    language_model: Any,
+    lm_weight: Any,
+    length_bonus: Any,
+    hot_words: Any,
+    lexicon: Any,
 ) -> Fusion:
     weight = checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
     bonus = checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
@@ -283,13 +298,20 @@ def _guide(
             checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
         models.append(as_language_model(hot_words, function=function))
         weights.append(jnp.ones((), jnp.float32))
+    if lexicon is not None:
+        if not isinstance(lexicon, Lexicon):
+            remedy = "From a list of words, jaxctc.build_lexicon makes one."
+            kind = type(lexicon).__name__
+            checks.fail(function, "lexicon", "be a jaxctc.Lexicon", f"a {kind}", remedy)
+        models.append(lexicon)
+        weights.append(jnp.ones((), jnp.float32))
     return Fusion(tuple(models), tuple(weights), bonus)
 
 
 def _check_models(function: str, state: BeamState, fusion: Fusion) -> None:
     ours, theirs = map(jax.tree.structure, (fusion.initial_state, state.prefixes.model_states))
     if ours != theirs:
-        requirement = "come from calls with the same language_model and hot_words"
+        requirement = "come from calls with the same language_model, hot_words and lexicon"
         got = f"model states {theirs}, where those of this call are {ours}"
         checks.fail(function, "state", requirement, got)
 

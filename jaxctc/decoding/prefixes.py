@@ -45,7 +45,7 @@ class Prefixes(NamedTuple):
     parent_keys: UInt32[Array, "*B W 2"]
     """Hash of the labels without the last."""
     model_scores: Float[Array, "*B W"]
-    """What language model, hot words and length bonus have added."""
+    """What language model, hot words, lexicon and length bonus have added."""
     model_states: Any
     """The states of the language models, `[*B, W, …]` in every leaf."""
 
