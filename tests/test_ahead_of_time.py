@@ -13,6 +13,7 @@ worker runs.
 
 import inspect
 import json
+import operator
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ import pytest
 from jax import lax
 
 import jaxctc
-from benchmarks import ahead_of_time
+from benchmarks import ahead_of_time, kernel_schedules
 from benchmarks.accelerators import programs_of, versions
 from benchmarks.programs import Sizes, programs
 from benchmarks.shapes import SHAPES
@@ -45,6 +46,22 @@ EVERY_KERNEL_PROGRAM = {
     "posteriors (pallas)": 2,
 }
 """With the number of kernels."""
+GRADIENT = "ctc_loss (pallas), gradient"
+BUNDLES_PER_FRAME = {
+    ("v5e", "char"): (130, 64),
+    ("v5e", "bpe1k"): (174, 83),
+    ("v6e", "char"): (132, 66),
+    ("v6e", "bpe1k"): (185, 90),
+    ("v5p", "char"): (132, 65),
+    ("v4", "char"): (170, 82),
+}
+"""Backward, of its two loops together, and forward; for 8 examples in 128 or 256 lanes."""
+SPILLS_PER_FRAME = {key: 0 for key in BUNDLES_PER_FRAME} | {
+    ("v5e", "bpe1k"): 6,
+    ("v6e", "bpe1k"): 3,
+    ("v4", "char"): 40,
+}
+"""Moves of vector registers to memory and back, among so many bundles."""
 EVERY_SHARDED_PROGRAM = [
     "ctc_loss, gradient of the mean",
     "ctc_loss (vocab_axis_name), gradient of the mean",
@@ -170,12 +187,30 @@ class TestTpu:
     )
     @pytest.mark.parametrize("name", EVERY_KERNEL_PROGRAM)
     def test_kernels(self, name, target, shape):
-        """Mosaic takes the kernels, and no loop is left outside of them."""
+        """Mosaic takes the kernels, no loop is left outside of them, and little else."""
         program = programs_of("kernels", shape, target)["jaxctc", name]
         cost = ahead_of_time.cost_for(target, program.function, program.arguments)
         assert cost.kernels == ["tpu_custom_call"] * EVERY_KERNEL_PROGRAM[name]
         assert not faults(cost, program.most_turns)
+        if is_same_compiler() and (target, name) == ("v5e", GRADIENT):
+            milliseconds = {"char": 0.21, "bpe1k": 2.5}[shape]
+            assert cost.cycles / 1.5e6 <= milliseconds
+            assert cost.memory <= MEGABYTE
         jax.clear_caches()
+
+    @pytest.mark.parametrize(("target", "shape"), BUNDLES_PER_FRAME)
+    def test_schedules(self, target, shape):
+        """Bundles a frame, of both kernels; and vector registers suffice for 128 lanes of v5e."""
+        sizes = Sizes(*SHAPES[shape].sizes)
+        found = kernel_schedules.schedules(target, GRADIENT, sizes)
+        assert [schedule.kernel for schedule in found] == ["ctc_backward", "ctc_forward"]
+        if is_same_compiler():
+            layout = kernel_schedules.layout(sizes)
+            frames = [schedule.bundles_per_frame(layout) for schedule in found]
+            budget = BUNDLES_PER_FRAME[target, shape]
+            assert all(map(operator.le, frames, budget))
+            spills = sum(schedule.spills for schedule in found)
+            assert spills <= layout.normalize_every * SPILLS_PER_FRAME[target, shape]
 
     @pytest.mark.parametrize("name", EVERY_SHARDED_PROGRAM)
     def test_sharded(self, name):

@@ -111,20 +111,16 @@ def read_columns(scores: Array, columns: Array) -> Array:
 def sum_by_class(
     values: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
 ) -> Float[Array, "*B T K"]:
-    """Adds up what belongs to labels of the same class. For no more classes than labels."""
-    ids = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(labels.ndim))
-    return _product(values, labels[..., None] == ids)
+    """Adds up what belongs to labels of the same class; labels that are no class are left out.
 
-
-def spread_over_classes(
-    values: Float[Array, "*B T N"], labels: Int[Array, "*B N"], classes: int
-) -> Float[Array, "*B T K"]:
-    """The same sums, for more classes than labels.
-
-    Labels of one class are merged in the place of the first one, and every class looks up its
-    place. A class without a label finds a column of zeros. That column comes out of the product
-    because XLA:CPU vectorises nothing that it computes along with a concatenation.
+    With more classes than labels, labels of one class are merged in the place of the first one, and
+    every class looks up its place. A class without a label finds a column of zeros. That column
+    comes out of the product because XLA:CPU vectorises nothing that it computes along with a
+    concatenation.
     """
+    if classes <= labels.shape[-1]:
+        ids = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(labels.ndim))
+        return _product(values, labels[..., None] == ids)
     none = jnp.full_like(labels, -1, shape=(*labels.shape[:-1], 1, 1))
     ids = jnp.concatenate([labels[..., None, :], none], axis=-1)
     is_same = (labels[..., None] == ids) & (labels[..., None] >= 0)

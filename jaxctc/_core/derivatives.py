@@ -21,7 +21,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from jaxctc._core import kernels
-from jaxctc._core.classes import spread_over_classes
+from jaxctc._core.classes import sum_by_class
 from jaxctc._core.emissions import Config, Inputs, Lattice, Scores, build_lattice, mask_scores
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, sum_over_frames
@@ -146,12 +146,13 @@ def _plain_loss(config: Config, inputs: Inputs, semiring: Semiring) -> Float[Arr
 def _is_by_column(config: Config, inputs: Inputs) -> bool:
     """Whether the recursion sums occupancies by class, and not the gradient.
 
-    With few classes, tables of labels would be what takes the most memory. The recursion is the
-    same on all devices that classes are sharded over, the classes are not.
+    With few classes, tables of labels would be what takes the most memory; and a TPU multiplies
+    faster than it looks up. The recursion is the same on all devices that classes are sharded over,
+    the classes are not.
     """
-    classes = inputs.scores.logits.shape[-1]
+    has_few_classes = inputs.scores.logits.shape[-1] <= inputs.labels.shape[-1]
     is_one_device = config.vocab_axis is None
-    return classes <= inputs.labels.shape[-1] and is_one_device
+    return is_one_device and (has_few_classes or config.implementation == "pallas")
 
 
 def _nats(log_total: Float[Array, "*B"], lattice: Lattice, config: Config) -> Float[Array, "*B"]:
@@ -179,7 +180,7 @@ def _gradient(
     by_class = found.label
     if not _is_by_column(config, inputs):
         labels = local_ids(lattice.labels, classes, axis)
-        by_class = spread_over_classes(found.label, labels, classes)
+        by_class = sum_by_class(found.label, labels, classes)
     column = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(found.blank.ndim))
     blank = local_ids(jnp.asarray(config.blank, jnp.int32), classes, axis)
     of_blank = broadcast(found.blank[..., None], by_class.shape)

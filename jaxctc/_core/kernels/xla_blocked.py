@@ -80,7 +80,9 @@ def log_total_and_occupancies(
     Otherwise the labels' scores are read only once: they wait where the occupancies will stand.
     """
     pair = Pair.of(problem, label_loop)
-    columns = problem.scores.shape[-1] if by_column and not pair.plan.layout.batch_minor else None
+    columns = problem.scores.shape[-1]
+    if not by_column or columns > problem.is_label.shape[-1] or pair.plan.layout.batch_minor:
+        columns = None
     half = _run_first_half(pair, keeps_scores=columns is None, keeps_checkpoints=True)
     totals = _totals_at_middle(half.alpha, pair)
     log_total = WIDE.decode(jax.tree.map(lambda part: part[0], totals))
