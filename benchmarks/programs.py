@@ -230,7 +230,6 @@ def _of_decoding(sizes: Sizes) -> Entries:
     logits, padded, *_ = ctc_shapes(sizes)
     search = jaxctc.prefix_beam_search
     words = jaxctc.hot_words([[1, 2], [2, 1, 1]], 2.0)
-    lexicon = _lexicon(sizes.classes)
     state = jax.eval_shape(lambda: jaxctc.beam_init(sizes.frames, batch=(sizes.batch,)))
     path = ShapeDtypeStruct((sizes.batch, sizes.frames), jnp.int32)
     return {
@@ -246,21 +245,9 @@ def _of_decoding(sizes: Sizes) -> Entries:
             (logits, padded),
         ),
         "prefix_beam_search (hot_words)": (with_options(search, hot_words=words), (logits, padded)),
-        "prefix_beam_search (lexicon)": (
-            lambda logits, padded, lexicon: search(logits, padded, lexicon=lexicon),
-            (logits, padded, lexicon),
-        ),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),
         "beam_finish": (with_options(jaxctc.beam_finish, num_hypotheses=4), (state,)),
     }
-
-
-def _lexicon(classes: int) -> jaxctc.Lexicon:
-    """The shapes of one of a thousand words, in which any class occurs."""
-    vocabulary = jaxctc.Vocabulary(["", "|", *map(str, range(2, classes))], separator="|")
-    spellings = np.random.default_rng(0).integers(2, classes, (1000, 6)).tolist()
-    lexicon = jaxctc.build_lexicon(spellings, vocabulary)
-    return jax.tree.map(lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype), lexicon)
 
 
 def _of_tokens(sizes: Sizes) -> Entries:

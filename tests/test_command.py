@@ -305,6 +305,7 @@ def test_decode_with_hot_words_and_n_grams(doubtful, capsys):
     assert capsys.readouterr().out.split("\t")[1] == "hello bod cab\n"
 
 
+@pytest.mark.slow
 def test_decode_with_a_lexicon(doubtful, capsys):
     """Only its words are heard, in either case of letters; or others, if they are worth it."""
     (doubtful / "words.txt").write_text("CAB\nBOB\nHELLO\nX-ray\n")
