@@ -79,6 +79,7 @@ from jaxctc.posteriors import (
     sample_alignments,
 )
 from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
+from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
 from jaxctc.text import EncodedText, Vocabulary
 
@@ -133,6 +134,7 @@ __all__ = [
     "greedy_decode",
     "group_spans",
     "hot_words",
+    "insertion_scores",
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
@@ -150,6 +152,7 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "smoothing_penalty",
+    "substitution_scores",
     "timed_spans",
     "validate",
     "wer",
