@@ -78,6 +78,13 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
+from jaxctc.prefix_scores import (
+    PrefixScores,
+    PrefixState,
+    prefix_scores,
+    prefix_scores_init,
+    prefix_scores_select,
+)
 from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
 from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
@@ -98,6 +105,8 @@ __all__ = [
     "LossAndForwardProbs",
     "PaddedBatch",
     "Posteriors",
+    "PrefixScores",
+    "PrefixState",
     "Prefixes",
     "Span",
     "StateLogProbs",
@@ -146,6 +155,9 @@ __all__ = [
     "plot_posteriors",
     "posteriors",
     "prefix_beam_search",
+    "prefix_scores",
+    "prefix_scores_init",
+    "prefix_scores_select",
     "read_arpa",
     "read_lexicon",
     "reduce_loss",
