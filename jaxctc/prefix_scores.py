@@ -17,11 +17,13 @@ which needs no recursion at all. The rows of g·c need one,
     label_{t+1}  = y_{t+1}(c) · (label_t + before_t(c))
     blank_{t+1}  = y_{t+1}(blank) · (blank_t + label_t)
 
-but each line alone is x_{t+1} = a_t · x_t + b_t, where such steps can be joined in any order: log T
-rounds instead of T steps (Blelloch 1990, "Prefix sums and their applications", section 1.4).
+but each line alone is x_{t+1} = a_t · x_t + b_t, and such steps can be joined in any order: log T
+rounds instead of T steps (Hillis and Steele 1986, "Data parallel algorithms"; Blelloch 1990, "Prefix
+sums and their applications", section 1.4).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +35,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.derivatives import nan_where
-from jaxctc._core.lean import broadcast, select
+from jaxctc._core.lean import broadcast, reverse, select
 from jaxctc._core.normalizer import (
     at_least_float32,
     mask_padding,
@@ -255,7 +257,7 @@ def _first_state(
     return PrefixState(
         emissions=semiring.mask(is_label, weights),
         blank_emissions=of_blank,
-        tails=_products(sums, semiring, reverse=True),
+        tails=_backwards(_products(_backwards(sums), semiring)),
         offset=sum_over_frames(select(is_frame, offset, 0)),
         is_frame=is_frame,
         is_nan=jnp.any(~(largest + (0 if log_sum is None else log_sum) < jnp.inf) & is_frame, -1),
@@ -378,30 +380,46 @@ def _sum_over_frames(
 def _steps(factors: Number, more: Number, semiring: Semiring) -> Number:
     """x of `x_{t+1} = factor_t · x_t + more_t` from zero on, `[*B, W, T+1]`."""
 
-    def joined(first: Any, then: Any) -> Any:
+    def join(first: Any, then: Any) -> Any:
         factor, more = semiring.times(first[0], then[0]), semiring.times(first[1], then[0])
         return semiring.normalize(factor), semiring.normalize(semiring.plus(more, then[1]))
 
-    axis = len(_shape(more)) - 1
-    _, found = lax.associative_scan(joined, (factors, more), axis=axis)
+    _, found = _joined(join, (factors, more), (semiring.one, semiring.zero))
     return _with_first(found, semiring.zero)
 
 
-def _products(numbers: Number, semiring: Semiring, *, reverse: bool = False) -> Number:
-    """Of the first t numbers or, reversed, of all but those, `[*B, T+1]`."""
+def _products(numbers: Number, semiring: Semiring) -> Number:
+    """Of the first t numbers, `[*B, T+1]`."""
 
-    def joined(first: Number, then: Number) -> Number:
+    def join(first: Number, then: Number) -> Number:
         return semiring.normalize(semiring.times(first, then))
 
-    axis = len(_shape(numbers)) - 1
-    found = lax.associative_scan(joined, numbers, axis=axis, reverse=reverse)
-    return _with_first(found, semiring.one, last=reverse)
+    return _with_first(_joined(join, numbers, semiring.one), semiring.one)
 
 
-def _with_first(row: Number, value: Number, *, last: bool = False) -> Number:
+def _joined(join: Callable[[Any, Any], Any], parts: Any, neutral: Any) -> Any:
+    """Every part joined to all before it along the last axis, in log T rounds.
+
+    In each round, stretches twice as long as before: more products than `lax.associative_scan` has,
+    but a loop, which compiles once, where that has a program of its own for every round.
+    """
+    size = jax.tree.leaves(parts)[0].shape[-1]
+
+    def next_round(parts: Any, distance: Array) -> tuple[Any, None]:
+        def before(part: Array, value: float | int) -> Array:
+            part = jnp.concatenate([lax.full_like(part, value), part], axis=-1)
+            return lax.dynamic_slice_in_dim(part, size - distance, size, axis=-1)
+
+        return join(jax.tree.map(before, parts, neutral), parts), None
+
+    rounds = (size - 1).bit_length()
+    distances = jnp.left_shift(jnp.int32(1), jnp.arange(rounds, dtype=jnp.int32))
+    return lax.scan(next_round, parts, distances)[0]
+
+
+def _with_first(row: Number, value: Number) -> Number:
     def one(part: Array, value: float | int) -> Array:
-        edge = lax.full_like(part[..., :1], value)
-        return jnp.concatenate([part, edge] if last else [edge, part], axis=-1)
+        return jnp.concatenate([lax.full_like(part[..., :1], value), part], axis=-1)
 
     return jax.tree.map(one, row, value)
 
@@ -425,6 +443,10 @@ def _where(condition: Bool[Array, "..."], number: Number, otherwise: Number) -> 
 
 def _column(number: Number, index: int) -> Number:
     return jax.tree.map(lambda part: part[..., index], number)
+
+
+def _backwards(row: Number) -> Number:
+    return jax.tree.map(lambda part: reverse(part, -1), row)
 
 
 def _cut(number: Number, first: int, last: int) -> Number:

@@ -124,10 +124,10 @@ def test_the_end_is_the_loss(rng, logits_normalized):
     loss = jax.jit(functools.partial(ctc_loss, logits_normalized=logits_normalized))
     spread = np.broadcast_to(logits[..., None, :, :], (*prefixes.shape[:-1], *logits.shape[-2:]))
     for place in range(prefixes.shape[-1] + 1):
-        expected = -loss(spread, None, prefixes, np.arange(prefixes.shape[-1]) >= place * np.ones(
-            (*prefixes.shape[:-1], 1)
-        ))  # fmt: skip
-        assert_close(found.end[place], expected, rtol=2e-6)
+        beyond = np.broadcast_to(np.arange(prefixes.shape[-1]) >= place, prefixes.shape)
+        expected = -loss(spread, None, prefixes, beyond)
+        # Sums of 60 normalisers of up to ten nats, where logits are taken as they are.
+        np.testing.assert_allclose(found.end[place], expected, rtol=2e-6, atol=1e-4)
     for place, tokens in enumerate(np.moveaxis(prefixes, -1, 0)):
         of_token = np.take_along_axis(np.asarray(found.token[place]), tokens[..., None], -1)[..., 0]
         after = jax.nn.logsumexp(found.token[place + 1], axis=-1)
@@ -180,18 +180,18 @@ def test_a_beam_is_its_prefixes_one_by_one(rng):
             for b, rows in enumerate(zip(tokens, parents, strict=True))
         ]
     found = prefix_scores(state)
-    for b, row in enumerate(prefixes):
-        for w, prefix in enumerate(row):
-            alone = scores_along(logits[b], None, np.array([prefix], np.int32))
-            np.testing.assert_allclose(found.token[b, w], alone.token[-1, 0], rtol=1e-6)
-            np.testing.assert_allclose(found.end[b, w], alone.end[-1, 0], rtol=1e-6)
+    ids = np.stack([padded(row, 3)[0] for row in prefixes])
+    alone = scores_along(logits, None, ids)
+    np.testing.assert_allclose(found.token, alone.token[-1], rtol=1e-6)
+    np.testing.assert_allclose(found.end, alone.end[-1], rtol=1e-6)
 
 
 def test_more_frames(rng):
     """As the documentation says: all frames so far, and the tokens again."""
     logits, prefixes = hypotheses(rng, batch=())
     arrived = np.arange(60) >= 40
-    again = scores_along(logits, arrived, prefixes)
+    spoilt = np.where(arrived[:, None], np.float32(np.nan), logits)
+    again = scores_along(spoilt, arrived, prefixes)
     short = scores_along(logits[:40], None, prefixes)
     np.testing.assert_allclose(again.token, short.token, rtol=1e-6)
     np.testing.assert_allclose(again.end, short.end, rtol=1e-6)
@@ -219,7 +219,7 @@ def test_narrow_logits(rng, dtype):
 
 
 def test_no_step_by_frame():
-    """No loop at all, whatever the number of frames; no float64 with x64 on."""
+    """A round for every doubling of the frames, nothing else; no float64 with x64 on."""
     logits = jnp.zeros((2, 500, 7), jnp.float32)
     tokens = jnp.ones((2, 3), jnp.int32)
 
@@ -230,7 +230,7 @@ def test_no_step_by_frame():
     with jax.enable_x64(True):
         jaxpr = jax.make_jaxpr(program)(logits, tokens).jaxpr
     names = {equation.primitive.name for equation in equations(jaxpr)}
-    assert not scans(jaxpr)
+    assert {scan.params["length"] for scan in scans(jaxpr)} == {9}
     assert not {"while", "scatter", "scatter-add"} & names
     assert not {"float64", "complex128"} & dtypes(jaxpr)
 
