@@ -202,7 +202,9 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
             lambda key, *a: jaxctc.sample_alignments(jax.random.key(key), *a, num_samples=4),
             (ShapeDtypeStruct((), jnp.uint32), *ctc),
         ),
+        "insertion_scores": (jaxctc.insertion_scores, ctc),
         "is_feasible": (jaxctc.is_feasible, ctc),
+        "substitution_scores": (jaxctc.substitution_scores, ctc),
         "validate (checkify)": (_validated, ctc),
     }
     for name in (
@@ -232,6 +234,9 @@ def _of_decoding(sizes: Sizes) -> Entries:
     words = jaxctc.hot_words([[1, 2], [2, 1, 1]], 2.0)
     lexicon = _lexicon(sizes.classes)
     state = jax.eval_shape(lambda: jaxctc.beam_init(sizes.frames, batch=(sizes.batch,)))
+    prefixes = jax.eval_shape(with_options(jaxctc.prefix_scores_init, beam_width=8), logits, padded)
+    beam = ShapeDtypeStruct((sizes.batch, 8), jnp.int32)
+    candidates = ShapeDtypeStruct((sizes.batch, 8, 16), jnp.int32)
     path = ShapeDtypeStruct((sizes.batch, sizes.frames), jnp.int32)
     return {
         "greedy_decode": (jaxctc.greedy_decode, (logits, padded)),
@@ -250,6 +255,13 @@ def _of_decoding(sizes: Sizes) -> Entries:
             lambda logits, padded, lexicon: search(logits, padded, lexicon=lexicon),
             (logits, padded, lexicon),
         ),
+        "prefix_scores_init": (
+            with_options(jaxctc.prefix_scores_init, beam_width=8),
+            (logits, padded),
+        ),
+        "prefix_scores": (jaxctc.prefix_scores, (prefixes,)),
+        "prefix_scores (tokens)": (jaxctc.prefix_scores, (prefixes, candidates)),
+        "prefix_scores_select": (jaxctc.prefix_scores_select, (prefixes, beam, beam)),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),
         "beam_finish": (with_options(jaxctc.beam_finish, num_hypotheses=4), (state,)),
     }

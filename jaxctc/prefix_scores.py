@@ -428,7 +428,7 @@ def _rows_of(parents: Int[Array, "*B V"], values: Shaped[Array, "*B W L"]) -> Ar
     """`values[parents]` as a sum of which one term is not 0, for a gather of rows is a loop on a
     TPU; a parent that does not exist is the nearest that does."""
     width = values.shape[-2]
-    parents = jnp.clip(parents, 0, width - 1)
+    parents = jnp.minimum(jnp.maximum(parents, 0), width - 1)
     places = jnp.expand_dims(jnp.arange(width, dtype=jnp.int32), range(parents.ndim))
     is_here = (parents[..., None] == places)[..., None]
     shape = (*parents.shape, *values.shape[-2:])

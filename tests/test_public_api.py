@@ -60,6 +60,7 @@ KERNEL, BIAS = LOGITS[0].T[:, :4] + 0.5, LOGITS[1, 0]  # [4, 4] and [4], shared 
 TOKENS = (LABELS, LABEL_PADDINGS, LABELS[::-1].copy(), LABEL_PADDINGS[::-1].copy())
 KEY = jnp.array([0, 7], jnp.uint32)
 STATE = jaxctc.beam_step(jaxctc.beam_init(4, batch=(2,), beam_width=3), LOGITS, LOGIT_PADDINGS)
+PREFIXES = jaxctc.prefix_scores_init(LOGITS, LOGIT_PADDINGS, beam_width=3)
 FRAMES = (LOGITS, np.array([[1, 2, 0, 3, 1, 2], [3, 0, 1, 1, 2, 0]], np.int32))
 ANSWERS = (LOGITS[..., 0], (LOGITS[..., 1] > 0).astype(np.float32))
 ALIGNMENT = jaxctc.forced_align(LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
@@ -97,6 +98,7 @@ CALLS = {
     "group_spans": (SPANS,),
     "greedy_decode": (LOGITS, LOGIT_PADDINGS),
     "hot_words": ([[1, 2], [3]], 2.0),
+    "insertion_scores": CTC,
     "is_feasible": CTC,
     "label_paddings_from": (LABELS - 2,),
     "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
@@ -112,10 +114,14 @@ CALLS = {
     ),
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
+    "prefix_scores": (PREFIXES, LABELS[..., None]),
+    "prefix_scores_init": (LOGITS, LOGIT_PADDINGS),
+    "prefix_scores_select": (PREFIXES, LABELS, (LABELS - 1).copy()),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
+    "substitution_scores": CTC,
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
     "wer": TOKENS,
@@ -150,7 +156,9 @@ WITH_LOOPS = {
     "forward_log_probs",
     "posteriors",
     "prefix_beam_search",
+    "prefix_scores_select",
     "sample_alignments",
+    "substitution_scores",
 }
 
 
