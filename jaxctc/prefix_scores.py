@@ -18,8 +18,8 @@ which needs no recursion at all. The rows of g·c need one,
     blank_{t+1}  = y_{t+1}(blank) · (blank_t + label_t)
 
 but each line alone is x_{t+1} = a_t · x_t + b_t, and such steps can be joined in any order: log T
-rounds instead of T steps (Hillis and Steele 1986, "Data parallel algorithms"; Blelloch 1990, "Prefix
-sums and their applications", section 1.4).
+rounds instead of T steps (Hillis and Steele 1986, "Data parallel algorithms"; Blelloch 1990,
+"Prefix sums and their applications", section 1.4).
 """
 
 import functools
@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.derivatives import nan_where
-from jaxctc._core.lean import broadcast, reverse, select
+from jaxctc._core.lean import broadcast, reverse, select, take_one
 from jaxctc._core.normalizer import (
     at_least_float32,
     mask_padding,
@@ -273,12 +273,10 @@ def _first_state(
 def _scores(state: PrefixState, tokens: Int[Array, "*B W C"] | None) -> PrefixScores:
     semiring = _semiring_of(state)
     classes = _shape(state.emissions)[-1]
-    once, again = (_cut(row, 0, -1) for row in _before(state, semiring))
-    tails = jax.tree.map(lambda part: part[..., None, 1:], state.tails)
-    once, again = (
-        semiring.times(row, jax.tree.map(lambda part: broadcast(part, _shape(row)), tails))
-        for row in (once, again)
-    )
+    once, again = _before(state, semiring)
+    shape = _shape(once)
+    tails = jax.tree.map(lambda part: broadcast(part[..., None, 1:], shape), state.tails)
+    once, again = semiring.times(once, tails), semiring.times(again, tails)
     if tokens is None:
         ids = jnp.expand_dims(jnp.arange(classes, dtype=jnp.int32), range(state.last.ndim))
         emissions = jax.tree.map(lambda part: part[..., None, :, :], state.emissions)
@@ -316,7 +314,7 @@ def _selected(
         blank, label, last = jax.tree.map(functools.partial(_rows_of, parents), rows)
         state = state._replace(blank=blank, label=label, last=last[..., 0])
     shape = _shape(state.blank)
-    once, again = (_cut(row, 0, -1) for row in _before(state, semiring))
+    once, again = _before(state, semiring)
     is_repeat = (tokens == state.last)[..., None]
     before = _where(is_repeat, again, once)
     y = jax.tree.map(lambda part: part[..., 0], _emissions_of(state, tokens[..., None]))
@@ -330,7 +328,7 @@ def _selected(
     y = jax.tree.map(
         lambda part: broadcast(part[..., None, :], is_frame.shape), state.blank_emissions
     )
-    entering = semiring.times(y, _cut(label, 0, -1))
+    entering = semiring.times(y, _all_but_last(label))
     blank = _steps(y, _where(is_frame, entering, none), semiring)
     stays = broadcast((tokens == -1)[..., None], shape)
     return state._replace(
@@ -345,10 +343,9 @@ def _semiring_of(state: PrefixState) -> Semiring:
 
 
 def _before(state: PrefixState, semiring: Semiring) -> tuple[Number, Number]:
-    """What a token may come after, `[*B, W, T+1]`: any token, or the last label once more."""
-    either = semiring.normalize(semiring.plus(state.blank, state.label))
-    is_empty = broadcast((state.last < 0)[..., None], _shape(either))
-    return either, _where(is_empty, either, state.blank)
+    """What the next token comes after, `[*B, W, T]`: any token, or the last label once more."""
+    blank, label = (_all_but_last(row) for row in (state.blank, state.label))
+    return semiring.normalize(semiring.plus(blank, label)), blank
 
 
 def _emissions_of(state: PrefixState, tokens: Int[Array, "*B W C"]) -> Number:
@@ -365,16 +362,34 @@ def _emissions_of(state: PrefixState, tokens: Int[Array, "*B W C"]) -> Number:
     return _semiring_of(state).mask(broadcast(is_class, _shape(found)), found)
 
 
-def _sum_over_frames(
-    rows: Number, emissions: Number, semiring: Semiring
-) -> Float[Array, "*B W C"]:
-    """log Σ_t rows_t · emissions_t(c)."""
-    shape = *_shape(rows), _shape(emissions)[-1]
-    rows = jax.tree.map(lambda part: broadcast(part[..., None], shape), rows)
-    emissions = jax.tree.map(lambda part: broadcast(part, shape), emissions)
-    terms = semiring.times(rows, emissions)
-    total = semiring.sum(jax.tree.map(lambda part: jnp.swapaxes(part, -1, -2), terms))
-    return semiring.decode(total)
+def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Float[Array, "*B W C"]:
+    """log Σ_t rows_t · emissions_t(c), for emissions of each prefix or, `[*B, 1, T, C]`, of all."""
+
+    def weighted(rows: Number, emissions: Number) -> Array:
+        shape = *_shape(rows), _shape(emissions)[-1]
+        rows = jax.tree.map(lambda part: broadcast(part[..., None], shape), rows)
+        emissions = jax.tree.map(lambda part: broadcast(part, shape), emissions)
+        return semiring.decode(semiring.sum(semiring.times(rows, emissions), axis=-2))
+
+    def one_by_one(rows: Number, emissions: Number) -> Array:
+        """What one prefix needs stays in the cache of a CPU."""
+        *batch, width, frames = _shape(rows)
+        shared = width // _shape(emissions)[-3]
+        rows = jax.tree.map(lambda part: part.reshape(-1, frames), rows)
+        emissions = jax.tree.map(lambda part: part.reshape(-1, *part.shape[-2:]), emissions)
+
+        def one(given: tuple[Number, Array]) -> Array:
+            row, place = given
+            take = functools.partial(take_one, index=place // shared, axis=0)
+            return weighted(row, jax.tree.map(take, emissions))
+
+        places = jnp.arange(_shape(rows)[0], dtype=jnp.int32)
+        found = lax.map(one, (rows, places))
+        return found.reshape(*batch, width, found.shape[-1])
+
+    if 0 in (*_shape(rows), *_shape(emissions)):
+        return weighted(rows, emissions)
+    return lax.platform_dependent(rows, emissions, cpu=one_by_one, default=weighted)
 
 
 def _steps(factors: Number, more: Number, semiring: Semiring) -> Number:
@@ -449,8 +464,8 @@ def _backwards(row: Number) -> Number:
     return jax.tree.map(lambda part: reverse(part, -1), row)
 
 
-def _cut(number: Number, first: int, last: int) -> Number:
-    return jax.tree.map(lambda part: part[..., first:last], number)
+def _all_but_last(row: Number) -> Number:
+    return jax.tree.map(lambda part: part[..., :-1], row)
 
 
 def _last_place(number: Number) -> Number:

@@ -36,8 +36,8 @@ def substitution_scores(
     r"""Log-probability of the labels with one of them replaced by each class, or left out, in nats.
 
     Entry `[n, k]` is `-ctc_loss` of the labels with label n replaced by class k, and `[n, K]` that
-    of the labels without label n: N · (K + 1) losses from one pass over the frames. The ratio of the
-    label's own column to the others is its goodness of pronunciation, without a segmentation.
+    of the labels without label n: N · (K + 1) losses from one pass over the frames. The label's own
+    column beside the others is its goodness of pronunciation, without a segmentation.
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
@@ -163,7 +163,7 @@ def _with_largest_of_all(inputs: Inputs, lattice: Lattice) -> Lattice:
 
 
 def _nan_of_classes(inputs: Inputs, like: Array) -> Float[Array, "*B 1 C"]:
-    """NaN for classes with NaN or +inf in a frame in use, which the labels need not have; else 1."""
+    """NaN for classes with NaN or +inf in a frame in use, labels or not; 1 for others."""
     logits = inputs.scores.logits
     has_nan = jnp.any(~(logits < jnp.inf) & inputs.is_frame[..., None], axis=-2)
     more = like.shape[-1] - logits.shape[-1]

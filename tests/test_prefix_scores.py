@@ -13,6 +13,7 @@ from every_pair import LONGEST, MOST_CLASSES, every_sequence, every_topology, pa
 from jaxprs import dtypes, equations, scans
 from oracles import assert_close
 
+from benchmarks.changes_and_prefixes import published_start, published_step
 from jaxctc import ctc_loss, prefix_scores, prefix_scores_init, prefix_scores_select
 
 OPTIONS = ("blank_id", "logits_normalized")
@@ -20,7 +21,7 @@ OPTIONS = ("blank_id", "logits_normalized")
 
 @functools.partial(jax.jit, static_argnames=OPTIONS)
 def scores_along(logits, logit_paddings, prefixes, **options):
-    """Scores after each place of `[*B, W, L]` prefixes, the empty one first: `[L + 1, *B, W, …]`."""
+    """Scores `[L + 1, *B, W, …]` after each place of `[*B, W, L]` prefixes, of none first."""
     width, length = prefixes.shape[-2:]
     state = prefix_scores_init(logits, logit_paddings, beam_width=width, **options)
     first = prefix_scores(state)
@@ -53,9 +54,7 @@ def test_every_prefix(classes, blank):
     lengths = np.arange(LONGEST + 1)
     padding = np.arange(LONGEST) >= lengths[:, None]
     batch = np.where(padding[..., None], np.float32(np.nan), logits)
-    batch = np.pad(
-        batch, ((0, 0), (0, 0), (0, MOST_CLASSES - classes)), constant_values=-np.inf
-    )
+    batch = np.pad(batch, ((0, 0), (0, 0), (0, MOST_CLASSES - classes)), constant_values=-np.inf)
     prefixes = list(every_sequence(classes, blank, LONGEST))
     ids, _ = padded(prefixes, LONGEST)
     most = 2 ** (LONGEST + 1) - 1
@@ -137,7 +136,7 @@ def test_the_end_is_the_loss(rng, logits_normalized):
 
 
 def test_rows_of_any_sum():
-    """What comes later counts with all it has: enumerated with weights that are no probabilities."""
+    """What comes later counts with all it has: enumerated, of weights that sum to anything."""
     scores = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32) * 2 + 1
     spelt = oracles.sequences(scores.astype(np.float64))
     prefixes = np.array([[1, 2], [2, -1], [-1, -1]])
@@ -184,6 +183,35 @@ def test_a_beam_is_its_prefixes_one_by_one(rng):
     alone = scores_along(logits, None, ids)
     np.testing.assert_allclose(found.token, alone.token[-1], rtol=1e-6)
     np.testing.assert_allclose(found.end, alone.end[-1], rtol=1e-6)
+
+
+def test_as_published(rng):
+    """The paper's algorithm, frame by frame, in float64; and that one against all paths."""
+    logits, prefixes = hypotheses(rng, batch=())
+    found = scores_along(logits, None, prefixes)
+    log_probs = oracles.log_softmax(logits)
+    tokens = np.arange(1, 6)
+    for row, prefix in enumerate(prefixes):
+        rows, last = published_start(log_probs), -1
+        for place, token in enumerate(prefix):
+            scores, after = published_step(log_probs, rows, last, tokens)
+            assert_close(found.token[place, row, 1:], scores, rtol=1e-5)
+            end = np.logaddexp(rows.label[-1], rows.blank[-1])
+            assert_close(found.end[place, row], end, rtol=1e-5)
+            rows, last = type(rows)(*(part[token - 1] for part in after)), token
+
+    spelt = oracles.sequences(log_probs[:6, :3])
+    scores, _ = published_step(
+        log_probs[:6, :3], published_start(log_probs[:6, :3]), -1, tokens[:2]
+    )
+    np.testing.assert_allclose(scores, truth(spelt, (), 3)[0][1:])
+
+
+def test_no_examples():
+    state = prefix_scores_init(jnp.zeros((0, 4, 3)), None, beam_width=2)
+    state = prefix_scores_select(state, jnp.ones((0, 2), jnp.int32))
+    assert prefix_scores(state).token.shape == (0, 2, 3)
+    assert prefix_scores(state, jnp.ones((0, 2, 5), jnp.int32)).token.shape == (0, 2, 5)
 
 
 def test_more_frames(rng):

@@ -6,9 +6,9 @@ on c, and what comes after it, whose beta does not either. Every path goes throu
     ending_t(c)   = y_t(c) · (ending_{t+1}(c) + leaving_{t+1}(c))
     total(c)      = Σ_t entering_{t-1}(c) · ending_t(c)
 
-where `ending` is beta of the changed state; `entering` is alpha of the blank and of the label before
-it, `leaving` beta of the blank and of the label after it, each label only if it differs from c. So
-one pass of alpha and one of beta serve all places and classes at once.
+where `ending` is beta of the changed state; `entering` is alpha of the blank and of the label
+before it, `leaving` beta of the blank and of the label after it, each label only if it differs from
+c. So one pass of alpha and one of beta serve all places and classes at once.
 """
 
 import functools
@@ -107,7 +107,7 @@ def _changes(
     label_loop: bool,
     insert: bool,
 ) -> tuple[Number, Number]:
-    """Those of `size` classes from the start on, `[*B, P, size]`; and without the label, `[*B, P]`."""
+    """Those of `size` classes from the start on, `[*B, P, size]`; without the label, `[*B, P]`."""
     forward, backward = (transitions(problem, label_loop, backward=way) for way in (False, True))
     same, unlike = _equal_neighbours(labels, start, size, label_loop=label_loop, insert=insert)
     scores = lax.dynamic_slice_in_dim(problem.scores, start, size, axis=-1)
