@@ -9,7 +9,7 @@
 
 import argparse
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,50 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxctc
+from benchmarks.published import Rows, published_start, published_step
 from benchmarks.timing import Timing, in_words, machine, measure, positive, table
 
 FRAMES, CLASSES, BEAM, CANDIDATES = 850, 500, 10, 20
 """34 seconds of 40 ms, word pieces, and what an attention decoder proposes."""
 CHANGED_FRAMES, CHANGED_LABELS, CHANGED_CLASSES = 400, 40, 40
 """A sentence of phonemes."""
-
-
-class Rows(NamedTuple):
-    """The two rows of a prefix after 0 to T frames, in nats, as in the paper's algorithm 2."""
-
-    label: np.ndarray
-    """[…, T + 1], γ(n)"""
-    blank: np.ndarray
-    """[…, T + 1], γ(b)"""
-
-
-def published_start(log_probs: np.ndarray, blank: int = 0) -> Rows:
-    """Of the empty prefix."""
-    only_blanks = np.cumsum(np.concatenate([[0.0], log_probs[:, blank]]))
-    return Rows(np.full_like(only_blanks, -np.inf), only_blanks)
-
-
-def published_step(
-    log_probs: np.ndarray, rows: Rows, last: int, tokens: np.ndarray, blank: int = 0
-) -> tuple[np.ndarray, Rows]:
-    """log p(prefix · token, …) of C tokens, and their rows `[C, T + 1]`.
-
-    Watanabe et al. 2017, "Hybrid CTC/attention architecture for end-to-end speech recognition",
-    algorithm 2, written down as it stands there, but with all candidates side by side.
-    """
-    frames = len(log_probs)
-    label, in_blank = (np.full((len(tokens), frames + 1), -np.inf) for _ in Rows._fields)
-    score = np.full(len(tokens), -np.inf)
-    for frame in range(frames):
-        either = np.logaddexp(rows.blank[frame], rows.label[frame])
-        before = np.where(tokens == last, rows.blank[frame], either)
-        y = log_probs[frame, tokens]
-        label[:, frame + 1] = y + np.logaddexp(label[:, frame], before)
-        in_blank[:, frame + 1] = log_probs[frame, blank] + np.logaddexp(
-            in_blank[:, frame], label[:, frame]
-        )
-        score = np.logaddexp(score, before + y)
-    return score, Rows(label, in_blank)
 
 
 def make_logits(frames: int, classes: int) -> np.ndarray:
@@ -150,16 +113,16 @@ def in_rows(timings: dict[str, Timing]) -> str:
     return table(["what", "ms", "quartiles", "times the first", "first value"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=positive, default=15, help="rounds (default: 15)")
-    arguments = parser.parse_args()
+    repeats = parser.parse_args(arguments).repeats
     print(in_words(machine([])))
     print(f"\none step, T = {FRAMES}, K = {CLASSES}, {BEAM} hypotheses\n")
-    print(in_rows(decoding_steps(arguments.repeats)))
+    print(in_rows(decoding_steps(repeats)))
     print(f"\nchanges, T = {CHANGED_FRAMES}, N = {CHANGED_LABELS}, K = {CHANGED_CLASSES}\n")
-    print(in_rows(changes(arguments.repeats)))
+    print(in_rows(changes(repeats)))
 
 
 if __name__ == "__main__":

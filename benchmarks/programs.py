@@ -203,6 +203,10 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
             (ShapeDtypeStruct((), jnp.uint32), *ctc),
         ),
         "insertion_scores": (jaxctc.insertion_scores, ctc),
+        "purpose_loss, gradient": (
+            grad(_purpose_loss, 1),
+            (ShapeDtypeStruct((), jnp.uint32), *ctc),
+        ),
         "is_feasible": (jaxctc.is_feasible, ctc),
         "substitution_scores": (jaxctc.substitution_scores, ctc),
         "validate (checkify)": (_validated, ctc),
@@ -220,6 +224,11 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
         found[name] = (function, ctc)
         found[f"{name}, gradient"] = (grad(function), ctc)
     return found
+
+
+def _purpose_loss(key: jax.Array, *arguments: Any) -> jax.Array:
+    """Of alignments that are better where they are read backwards."""
+    return jaxctc.purpose_loss(jax.random.key(key), *arguments, improve=lambda ids: ids[..., ::-1])
 
 
 def _validated(*arguments: Any) -> Any:
@@ -241,6 +250,7 @@ def _of_decoding(sizes: Sizes) -> Entries:
     return {
         "greedy_decode": (jaxctc.greedy_decode, (logits, padded)),
         "collapse": (jaxctc.collapse, (path, padded)),
+        "segment_means": (jaxctc.segment_means, (logits, path, padded)),
         "prefix_beam_search": (search, (logits, padded)),
         "prefix_beam_search (times)": (
             with_options(search, times=True, num_hypotheses=2, max_length=sizes.labels),

@@ -59,10 +59,10 @@ class Decoder(nnx.Module):
         self.keys = nnx.Linear(FEATURES, FEATURES, rngs=rngs)
         self.classes = nnx.Linear(2 * FEATURES, CLASSES, rngs=rngs)
 
-    def remember(self, hidden: jax.Array, paddings: jax.Array) -> Memory:
+    def remember(self, hidden: jax.Array, paddings: jax.typing.ArrayLike) -> Memory:
         """The columns of some lines."""
         placed = hidden + self.places(jnp.arange(hidden.shape[-2]))
-        return Memory(self.keys(placed), placed, paddings)
+        return Memory(self.keys(placed), placed, jnp.asarray(paddings))
 
     def __call__(self, state: State, tokens: jax.Array, memory: Memory) -> tuple[State, jax.Array]:
         """One step of W hypotheses per line: the next state and logits, `[B, W, …]`."""

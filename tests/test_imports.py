@@ -182,6 +182,7 @@ MAY_IMPORT = {
         "padding",
         "posteriors",
     },
+    "purpose": {"_core.checks", "frame_losses", "posteriors"},
     # Text, words and seconds.
     "text": {"_core.checks"},
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},

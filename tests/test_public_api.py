@@ -117,10 +117,12 @@ CALLS = {
     "prefix_scores": (PREFIXES, LABELS[..., None]),
     "prefix_scores_init": (LOGITS, LOGIT_PADDINGS),
     "prefix_scores_select": (PREFIXES, LABELS, (LABELS - 1).copy()),
+    "purpose_loss": (KEY, *CTC),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
+    "segment_means": (LOGITS, LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
     "substitution_scores": CTC,
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
@@ -129,15 +131,20 @@ CALLS = {
     "write_spans": (Path(tempfile.gettempdir()) / "jaxctc_public_api.srt", SPANS),
 }
 STATIC = {"beam_init": (0,), "lengths_to_paddings": (1,)}
-SHARED = {"sample_alignments": (0,), "ctc_loss_from_hidden": (1, 2)}  # by all examples
+SHARED = {  # by all examples
+    "ctc_loss_from_hidden": (1, 2),
+    "purpose_loss": (0,),
+    "sample_alignments": (0,),
+}
 REQUIRED = {
+    "purpose_loss": {"improve": lambda ids: ids[..., ::-1]},
     "sample_alignments": {"num_samples": 2},
     "timed_spans": {"frame_seconds": 0.5},
     "wer": {"separator": 3},
     "word_spans": {"separator": 3},
 }
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
-MIXES_THE_BATCH = {"cer", "reduce_loss", "sample_alignments", "wer"}
+MIXES_THE_BATCH = {"cer", "purpose_loss", "reduce_loss", "sample_alignments", "wer"}
 WITHOUT_A_BATCH = {"beam_init"}
 WITHOUT_A_RESULT = {"validate", "write_spans"}
 # Where the batch stands in the results.
