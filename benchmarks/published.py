@@ -1,4 +1,4 @@
-"""Algorithms written down as they were published, in NumPy: to compare with, and to test against."""
+"""Algorithms as they were published, in NumPy: to compare with, and to test against."""
 
 from typing import NamedTuple
 

@@ -426,7 +426,7 @@ class TestPurposeLoss:
         logits = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
         labels, samples = np.array([1, 2]), 20_000
         paths = oracles.alignments(oracles.log_softmax(logits), (1, 2))
-        shares = np.exp([path.weight for path in paths] + oracles.loss(paths))
+        shares = np.exp(np.array([path.weight for path in paths]) + oracles.loss(paths))
         log_probs = oracles.log_softmax(logits)
 
         def gap(path):
