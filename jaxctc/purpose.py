@@ -42,7 +42,8 @@ def purpose_loss(
 
     Returns:
       One loss per example, differentiable (the draw is not part of the derivative); 0 where the
-      labels cannot be aligned. A better alignment of probability 0 costs 1e5 for each such frame.
+      labels cannot be aligned; NaN where a frame in use holds NaN or +inf. A better alignment
+      costs 1e5 for each frame in which it is impossible.
 
     Raises:
       ValueError: as `sample_alignments`; if `improve` returns another shape.
@@ -83,4 +84,6 @@ def purpose_loss(
     gap = cost(better) - cost(drawn)
     gap = jax.nn.relu(gap + checks.number(function, "margin", margin).astype(gap.dtype))
     is_drawn = jnp.any(drawn >= 0, axis=-1)
-    return jnp.sum(jnp.where(is_drawn, gap, jnp.zeros_like(gap)), axis=-1) / max(num_samples, 1)
+    gap = jnp.sum(jnp.where(is_drawn, gap, jnp.zeros_like(gap)), axis=-1) / max(num_samples, 1)
+    is_nan = jnp.any(~(inputs.logits < jnp.inf) & inputs.is_frame[..., None], axis=(-2, -1))
+    return gap * jnp.where(is_nan, jnp.full_like(gap, jnp.nan), jnp.ones_like(gap))

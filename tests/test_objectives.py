@@ -462,6 +462,8 @@ class TestPurposeLoss:
     def test_what_cannot_be_aligned_costs_nothing(self):
         arguments = jax.random.key(0), jnp.zeros((2, 3)), None, jnp.array([1, 1]), None
         assert purpose_loss(*arguments, improve=self.earlier, margin=1.0) == 0
+        spoilt = jnp.array([[0.0, 1.0, 2.0], [0.0, jnp.nan, 0.0]])
+        assert jnp.isnan(purpose_loss(arguments[0], spoilt, *arguments[2:], improve=self.earlier))
 
     def test_another_shape(self):
         arguments = jax.random.key(0), jnp.zeros((2, 3)), None, jnp.array([1]), None
