@@ -379,12 +379,12 @@ def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Flo
         emissions = jax.tree.map(lambda part: part.reshape(-1, *part.shape[-2:]), emissions)
 
         def one(given: tuple[Number, Array]) -> Array:
-            row, place = given
-            take = functools.partial(take_one, index=place // shared, axis=0)
+            row, example = given
+            take = functools.partial(take_one, index=example, axis=0)
             return weighted(row, jax.tree.map(take, emissions))
 
         places = jnp.arange(_shape(rows)[0], dtype=jnp.int32)
-        found = lax.map(one, (rows, places))
+        found = lax.map(one, (rows, lax.div(places, jnp.int32(shared))))
         return found.reshape(*batch, width, found.shape[-1])
 
     if 0 in (*_shape(rows), *_shape(emissions)):

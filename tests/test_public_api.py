@@ -425,7 +425,7 @@ def test_no_64_bit_values_for_32_bit_inputs(name):
     # indices.
     index, bounds = {"int64"}, {"float64"}
     known = {"cross_entropy": index, "smoothing_penalty": index}
-    known |= {"sample_alignments": bounds | index}
+    known |= {"purpose_loss": bounds | index, "sample_alignments": bounds | index}
     assert found <= known.get(name, set())
 
 
@@ -441,8 +441,10 @@ def test_no_64_bit_values_in_the_gradient(name):
     assert "float64" not in found  # JAX itself counts the frames of a reversed scan in int64
 
 
-# The layer's own products come at the precision that is asked for.
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - ON_THE_HOST - {"ctc_loss_from_hidden"}))
+# The layer's own products come at the precision that is asked for, sums of segments at the highest.
+@pytest.mark.parametrize(
+    "name", sorted({*FUNCTIONS} - ON_THE_HOST - {"ctc_loss_from_hidden", "segment_means"})
+)
 def test_no_matrix_product(name):
     """A product at default precision would round to bfloat16 on TPU and TF32 on GPU."""
     names = {equation.primitive.name for equation in equations(jaxpr_of(name))}
