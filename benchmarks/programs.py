@@ -202,7 +202,13 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
             lambda key, *a: jaxctc.sample_alignments(jax.random.key(key), *a, num_samples=4),
             (ShapeDtypeStruct((), jnp.uint32), *ctc),
         ),
+        "insertion_scores": (jaxctc.insertion_scores, ctc),
+        "purpose_loss, gradient": (
+            grad(_purpose_loss, 1),
+            (ShapeDtypeStruct((), jnp.uint32), *ctc),
+        ),
         "is_feasible": (jaxctc.is_feasible, ctc),
+        "substitution_scores": (jaxctc.substitution_scores, ctc),
         "validate (checkify)": (_validated, ctc),
     }
     for name in (
@@ -220,6 +226,11 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
     return found
 
 
+def _purpose_loss(key: jax.Array, *arguments: Any) -> jax.Array:
+    """Of alignments that are better where they are read backwards."""
+    return jaxctc.purpose_loss(jax.random.key(key), *arguments, improve=lambda ids: ids[..., ::-1])
+
+
 def _validated(*arguments: Any) -> Any:
     """The error that `checkify` returns; None while there is none."""
     error, _ = checkify.checkify(jaxctc.validate)(*arguments)
@@ -230,11 +241,16 @@ def _of_decoding(sizes: Sizes) -> Entries:
     logits, padded, *_ = ctc_shapes(sizes)
     search = jaxctc.prefix_beam_search
     words = jaxctc.hot_words([[1, 2], [2, 1, 1]], 2.0)
+    lexicon = _lexicon(sizes.classes)
     state = jax.eval_shape(lambda: jaxctc.beam_init(sizes.frames, batch=(sizes.batch,)))
+    prefixes = jax.eval_shape(with_options(jaxctc.prefix_scores_init, beam_width=8), logits, padded)
+    beam = ShapeDtypeStruct((sizes.batch, 8), jnp.int32)
+    candidates = ShapeDtypeStruct((sizes.batch, 8, 16), jnp.int32)
     path = ShapeDtypeStruct((sizes.batch, sizes.frames), jnp.int32)
     return {
         "greedy_decode": (jaxctc.greedy_decode, (logits, padded)),
         "collapse": (jaxctc.collapse, (path, padded)),
+        "segment_means": (jaxctc.segment_means, (logits, path, padded)),
         "prefix_beam_search": (search, (logits, padded)),
         "prefix_beam_search (times)": (
             with_options(search, times=True, num_hypotheses=2, max_length=sizes.labels),
@@ -245,9 +261,28 @@ def _of_decoding(sizes: Sizes) -> Entries:
             (logits, padded),
         ),
         "prefix_beam_search (hot_words)": (with_options(search, hot_words=words), (logits, padded)),
+        "prefix_beam_search (lexicon)": (
+            lambda logits, padded, lexicon: search(logits, padded, lexicon=lexicon),
+            (logits, padded, lexicon),
+        ),
+        "prefix_scores_init": (
+            with_options(jaxctc.prefix_scores_init, beam_width=8),
+            (logits, padded),
+        ),
+        "prefix_scores": (jaxctc.prefix_scores, (prefixes,)),
+        "prefix_scores (tokens)": (jaxctc.prefix_scores, (prefixes, candidates)),
+        "prefix_scores_select": (jaxctc.prefix_scores_select, (prefixes, beam, beam)),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),
         "beam_finish": (with_options(jaxctc.beam_finish, num_hypotheses=4), (state,)),
     }
+
+
+def _lexicon(classes: int) -> jaxctc.Lexicon:
+    """The shapes of one of a thousand words, in which any class occurs."""
+    vocabulary = jaxctc.Vocabulary(["", "|", *map(str, range(2, classes))], separator="|")
+    spellings = np.random.default_rng(0).integers(2, classes, (1000, 6)).tolist()
+    lexicon = jaxctc.build_lexicon(spellings, vocabulary)
+    return jax.tree.map(lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype), lexicon)
 
 
 def _of_tokens(sizes: Sizes) -> Entries:

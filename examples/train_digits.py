@@ -49,12 +49,16 @@ class Reader(nnx.Module):
 
     def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Logits `[*B, T, K]` for images `[*B, T, HEIGHT]`."""
+        return self.classes(self.hidden(images))
+
+    def hidden(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """What the logits are made of, `[*B, T, features]`."""
         pixels = nnx.relu(self.strokes(jnp.asarray(images)[..., None]))
         pixels = nnx.relu(self.shapes(pixels))
         hidden = self.columns(pixels.reshape(*pixels.shape[:-2], -1))
         for norm, conv in zip(self.norms, self.context, strict=True):
             hidden += conv(nnx.gelu(norm(hidden)))
-        return self.classes(nnx.gelu(self.norm(hidden)))
+        return nnx.gelu(self.norm(hidden))
 
 
 @nnx.jit

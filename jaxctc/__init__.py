@@ -37,7 +37,7 @@ from jaxctc.decoding.beam_search import (
     beam_step,
     prefix_beam_search,
 )
-from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode
+from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode, segment_means
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
 from jaxctc.decoding.prefixes import Prefixes
@@ -78,7 +78,16 @@ from jaxctc.posteriors import (
     posteriors,
     sample_alignments,
 )
+from jaxctc.prefix_scores import (
+    PrefixScores,
+    PrefixState,
+    prefix_scores,
+    prefix_scores_init,
+    prefix_scores_select,
+)
+from jaxctc.purpose import purpose_loss
 from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
+from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
 from jaxctc.text import EncodedText, Vocabulary
 
@@ -97,6 +106,8 @@ __all__ = [
     "LossAndForwardProbs",
     "PaddedBatch",
     "Posteriors",
+    "PrefixScores",
+    "PrefixState",
     "Prefixes",
     "Span",
     "StateLogProbs",
@@ -133,6 +144,7 @@ __all__ = [
     "greedy_decode",
     "group_spans",
     "hot_words",
+    "insertion_scores",
     "is_feasible",
     "label_paddings_from",
     "lengths_to_paddings",
@@ -144,12 +156,18 @@ __all__ = [
     "plot_posteriors",
     "posteriors",
     "prefix_beam_search",
+    "prefix_scores",
+    "prefix_scores_init",
+    "prefix_scores_select",
+    "purpose_loss",
     "read_arpa",
     "read_lexicon",
     "reduce_loss",
     "required_frames",
     "sample_alignments",
+    "segment_means",
     "smoothing_penalty",
+    "substitution_scores",
     "timed_spans",
     "validate",
     "wer",

@@ -128,6 +128,27 @@ def test_from_hidden(benchmark, capsys):
     assert float(printed.split()[-1]) < 1e-5
 
 
+def test_changes_and_prefixes(benchmark, capsys, monkeypatch):
+    module = benchmark("changes_and_prefixes")
+    for name, value in {"FRAMES": 12, "CLASSES": 9, "BEAM": 3, "CANDIDATES": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    for name, value in {"FRAMES": 10, "LABELS": 3, "CLASSES": 5}.items():
+        monkeypatch.setattr(module, f"CHANGED_{name}", value)
+    module.main(["--repeats", "1"])
+    printed = capsys.readouterr().out
+    steps, changes = printed.split("\nchanges, ")
+    found = rows(steps, "what")
+    assert [row[0] for row in found] == [
+        "jaxctc, all 9 tokens",
+        "jaxctc, 4 tokens",
+        "as published, 4 tokens",
+    ]
+    np.testing.assert_allclose(float(found[1][4]), float(found[2][4]), rtol=1e-4)
+    found = rows(changes, "what")
+    assert [row[0] for row in found] == ["substitution_scores", "3 · 5 losses"]
+    np.testing.assert_allclose(float(found[0][4]), float(found[1][4]), rtol=1e-4)
+
+
 def test_arithmetic(benchmark, tmp_path, capsys):
     benchmark("arithmetic").main(["--frames", "300", "--labels", "45", "--output", str(tmp_path)])
     totals, zero, log_domain, wide = capsys.readouterr().out.splitlines()

@@ -124,6 +124,20 @@ def test_align_runs_and_draws(tmp_path, refusal):
 
 
 @pytest.mark.usefixtures("digit_lines")
+def test_joint_decoding_runs(refusal):
+    done = run("joint_decoding.py", "--steps", "3", "--lines", "8")
+    assert done.returncode == 0, done.stderr
+    tried = re.search(r"^validation CER by the weight of CTC: (.*)$", done.stdout, re.MULTILINE)
+    assert tried is not None
+    assert re.findall(r"(0\.\d): \d\.\d{4}", tried[1]) == ["0.1", "0.3", "0.5", "0.7"]
+    rows = re.findall(r"^  (\w+), .* \d\.\d{4}$", done.stdout, re.MULTILINE)
+    assert rows == ["CTC", "attention", "both"]
+    assert refusal("joint_decoding", "--lines", "0") == (
+        "joint_decoding.py: argument --lines: must be a positive integer; got '0'\n"
+    )
+
+
+@pytest.mark.usefixtures("digit_lines")
 def test_decode_runs_and_draws(tmp_path, refusal):
     done = run("decode.py", "--steps", "3", "--lines", "8", "--output", tmp_path)
     assert done.returncode == 0, done.stderr

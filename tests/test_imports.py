@@ -92,6 +92,13 @@ MAY_IMPORT = {
         "_core.semirings",
         "_core.sharding",
     },
+    "_core.changes": {
+        "_core.frames",
+        "_core.normalizer",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
     # Public topics.
     "padding": {"_core.checks", "_core.ragged"},
     "batching": {"_core.checks"},
@@ -124,6 +131,21 @@ MAY_IMPORT = {
         "_core.normalizer",
         "_core.occupancies",
         "_core.paths",
+        "_core.semirings",
+    },
+    "substitutions": {
+        "_core.changes",
+        "_core.classes",
+        "_core.derivatives",
+        "_core.emissions",
+        "_core.normalizer",
+        "_core.semirings",
+    },
+    "prefix_scores": {
+        "_core.checks",
+        "_core.classes",
+        "_core.derivatives",
+        "_core.normalizer",
         "_core.semirings",
     },
     "frame_losses": {"_core.checks", "_core.normalizer"},
@@ -163,6 +185,7 @@ MAY_IMPORT = {
         "padding",
         "posteriors",
     },
+    "purpose": {"_core.checks", "frame_losses", "posteriors"},
     # Text, words and seconds.
     "text": {"_core.checks"},
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},

@@ -1,5 +1,7 @@
 """What is trained beside the loss: against definitions in float64, with gradients, at the edges."""
 
+import functools
+
 import cases
 import chex
 import jax
@@ -17,6 +19,7 @@ from jaxctc import (
     delay_penalty,
     focal_loss,
     mwer_loss,
+    purpose_loss,
     reduce_loss,
     smoothing_penalty,
 )
@@ -407,6 +410,65 @@ class TestConsistencyLoss:
     def test_errors(self):
         with pytest.raises(ValueError, match="other_logits must have the shape of logits"):
             consistency_loss(jnp.zeros((2, 3)), jnp.zeros((3, 3)), None)
+
+
+class TestPurposeLoss:
+    """Align With Purpose: alignments, and better ones made of them."""
+
+    @staticmethod
+    def earlier(ids):
+        """Moved one frame to the left where a blank comes first."""
+        moved = jnp.concatenate([ids[..., 1:], jnp.full_like(ids[..., :1], -1)], axis=-1)
+        return jnp.where(ids[..., :1] == 0, moved, ids)
+
+    def test_expectation(self):
+        """The mean over all alignments by their probability, as many samples see it."""
+        logits = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
+        labels, samples = np.array([1, 2]), 20_000
+        paths = oracles.alignments(oracles.log_softmax(logits), (1, 2))
+        shares = np.exp(np.array([path.weight for path in paths]) + oracles.loss(paths))
+        log_probs = oracles.log_softmax(logits)
+
+        def gap(path):
+            better = [*path[1:], 0] if path[0] == 0 else path
+            own, other = (log_probs[range(4), list(ids)].sum() for ids in (path, better))
+            return max(own - other + 0.5, 0)
+
+        gaps = np.array([gap(path.classes) for path in paths])
+        mean = (shares * gaps).sum()
+        deviation = np.sqrt((shares * (gaps - mean) ** 2).sum() / samples)
+        found = jax.jit(
+            functools.partial(purpose_loss, improve=self.earlier, num_samples=samples, margin=0.5)
+        )(jax.random.key(0), logits, None, labels, None)
+        np.testing.assert_allclose(found, mean, atol=5 * deviation)
+
+    def test_it_moves_labels_to_the_left(self):
+        """A step down the gradient makes earlier alignments likelier; padding has no part in it."""
+        logits = np.random.default_rng(3).normal(size=(2, 6, 3)).astype(np.float32)
+        logits[1, 4:] = np.nan
+        padded = np.array([[0] * 6, [0, 0, 0, 0, 1, 1]])
+        labels = np.array([[1, 2], [2, 1]])
+
+        def total(logits):
+            key = jax.random.key(0)
+            arguments = key, logits, padded, labels, None
+            return purpose_loss(*arguments, improve=self.earlier, num_samples=50).sum()
+
+        before, gradient = jax.jit(jax.value_and_grad(total))(logits)
+        chex.assert_tree_all_finite(gradient)
+        np.testing.assert_array_equal(gradient[1, 4:], 0)
+        assert 0 < total(logits - 0.1 * gradient) < before
+
+    def test_what_cannot_be_aligned_costs_nothing(self):
+        arguments = jax.random.key(0), jnp.zeros((2, 3)), None, jnp.array([1, 1]), None
+        assert purpose_loss(*arguments, improve=self.earlier, margin=1.0) == 0
+        spoilt = jnp.array([[0.0, 1.0, 2.0], [0.0, jnp.nan, 0.0]])
+        assert jnp.isnan(purpose_loss(arguments[0], spoilt, *arguments[2:], improve=self.earlier))
+
+    def test_another_shape(self):
+        arguments = jax.random.key(0), jnp.zeros((2, 3)), None, jnp.array([1]), None
+        with pytest.raises(ValueError, match=r"purpose_loss: improve must return the shape"):
+            purpose_loss(*arguments, improve=lambda ids: ids[..., 1:])
 
 
 def test_entropy_regularised_loss(rng):

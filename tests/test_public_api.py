@@ -60,6 +60,7 @@ KERNEL, BIAS = LOGITS[0].T[:, :4] + 0.5, LOGITS[1, 0]  # [4, 4] and [4], shared 
 TOKENS = (LABELS, LABEL_PADDINGS, LABELS[::-1].copy(), LABEL_PADDINGS[::-1].copy())
 KEY = jnp.array([0, 7], jnp.uint32)
 STATE = jaxctc.beam_step(jaxctc.beam_init(4, batch=(2,), beam_width=3), LOGITS, LOGIT_PADDINGS)
+PREFIXES = jaxctc.prefix_scores_init(LOGITS, LOGIT_PADDINGS, beam_width=3)
 FRAMES = (LOGITS, np.array([[1, 2, 0, 3, 1, 2], [3, 0, 1, 1, 2, 0]], np.int32))
 ANSWERS = (LOGITS[..., 0], (LOGITS[..., 1] > 0).astype(np.float32))
 ALIGNMENT = jaxctc.forced_align(LOGITS, LOGIT_PADDINGS, LABELS, LABEL_PADDINGS)
@@ -97,6 +98,7 @@ CALLS = {
     "group_spans": (SPANS,),
     "greedy_decode": (LOGITS, LOGIT_PADDINGS),
     "hot_words": ([[1, 2], [3]], 2.0),
+    "insertion_scores": CTC,
     "is_feasible": CTC,
     "label_paddings_from": (LABELS - 2,),
     "lengths_to_paddings": (np.array([2, 3], np.int32), 5),
@@ -112,10 +114,16 @@ CALLS = {
     ),
     "posteriors": CTC,
     "prefix_beam_search": (LOGITS, LOGIT_PADDINGS),
+    "prefix_scores": (PREFIXES, LABELS[..., None]),
+    "prefix_scores_init": (LOGITS, LOGIT_PADDINGS),
+    "prefix_scores_select": (PREFIXES, LABELS, (LABELS - 1).copy()),
+    "purpose_loss": (KEY, *CTC),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
+    "segment_means": (LOGITS, LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
+    "substitution_scores": CTC,
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
     "wer": TOKENS,
@@ -123,15 +131,20 @@ CALLS = {
     "write_spans": (Path(tempfile.gettempdir()) / "jaxctc_public_api.srt", SPANS),
 }
 STATIC = {"beam_init": (0,), "lengths_to_paddings": (1,)}
-SHARED = {"sample_alignments": (0,), "ctc_loss_from_hidden": (1, 2)}  # by all examples
+SHARED = {  # by all examples
+    "ctc_loss_from_hidden": (1, 2),
+    "purpose_loss": (0,),
+    "sample_alignments": (0,),
+}
 REQUIRED = {
+    "purpose_loss": {"improve": lambda ids: ids[..., ::-1]},
     "sample_alignments": {"num_samples": 2},
     "timed_spans": {"frame_seconds": 0.5},
     "wer": {"separator": 3},
     "word_spans": {"separator": 3},
 }
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
-MIXES_THE_BATCH = {"cer", "reduce_loss", "sample_alignments", "wer"}
+MIXES_THE_BATCH = {"cer", "purpose_loss", "reduce_loss", "sample_alignments", "wer"}
 WITHOUT_A_BATCH = {"beam_init"}
 WITHOUT_A_RESULT = {"validate", "write_spans"}
 # Where the batch stands in the results.
@@ -150,7 +163,9 @@ WITH_LOOPS = {
     "forward_log_probs",
     "posteriors",
     "prefix_beam_search",
+    "prefix_scores_select",
     "sample_alignments",
+    "substitution_scores",
 }
 
 
@@ -410,7 +425,7 @@ def test_no_64_bit_values_for_32_bit_inputs(name):
     # indices.
     index, bounds = {"int64"}, {"float64"}
     known = {"cross_entropy": index, "smoothing_penalty": index}
-    known |= {"sample_alignments": bounds | index}
+    known |= {"purpose_loss": bounds | index, "sample_alignments": bounds | index}
     assert found <= known.get(name, set())
 
 
@@ -426,8 +441,10 @@ def test_no_64_bit_values_in_the_gradient(name):
     assert "float64" not in found  # JAX itself counts the frames of a reversed scan in int64
 
 
-# The layer's own products come at the precision that is asked for.
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - ON_THE_HOST - {"ctc_loss_from_hidden"}))
+# The layer's own products come at the precision that is asked for, sums of segments at the highest.
+@pytest.mark.parametrize(
+    "name", sorted({*FUNCTIONS} - ON_THE_HOST - {"ctc_loss_from_hidden", "segment_means"})
+)
 def test_no_matrix_product(name):
     """A product at default precision would round to bfloat16 on TPU and TF32 on GPU."""
     names = {equation.primitive.name for equation in equations(jaxpr_of(name))}

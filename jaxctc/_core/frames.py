@@ -126,6 +126,23 @@ def checkpointed_scan(
     *,
     interval: int,
 ) -> tuple[Any, Any]:
+    """The last alpha and the outputs of `checkpointed_passes`."""
+    last, _, outputs = checkpointed_passes(
+        forward, backward, start, start_backward, frames, count, interval=interval
+    )
+    return last, outputs
+
+
+def checkpointed_passes(
+    forward: Callable[[Any, Any], tuple[Any, Any]],
+    backward: Callable[[Any, Any], tuple[Any, Any]],
+    start: Any,
+    start_backward: Callable[[Any], Any],
+    frames: Frames,
+    count: int,
+    *,
+    interval: int,
+) -> tuple[Any, Any, Any]:
     """Goes forward over all frames, and back over what the forward pass has seen.
 
     `forward(alpha, (y, None))` returns the next alpha and what `backward` is to know of this
@@ -137,7 +154,7 @@ def checkpointed_scan(
     it is kept and nothing computed twice.
 
     Returns:
-      The last alpha and the outputs, frames leading.
+      The last alpha, the last carry of the backward pass and the outputs, frames leading.
     """
     plan = _Chunks.of(count, interval)
 
@@ -151,7 +168,7 @@ def checkpointed_scan(
 
     if plan.number == 1:
         last, seen = there(start, 0)
-        return last, back(start_backward(last), seen, 0)[1]
+        return last, *back(start_backward(last), seen, 0)
 
     indices = jnp.arange(plan.number, dtype=jnp.int32)
     last, checkpoints = lax.scan(
@@ -162,8 +179,8 @@ def checkpointed_scan(
         alpha, index = given
         return back(carry, there(alpha, index)[1], index)
 
-    _, outputs = lax.scan(again, start_backward(last), (checkpoints, indices), reverse=True)
-    return last, jax.tree.map(plan.in_order, outputs)
+    carry, outputs = lax.scan(again, start_backward(last), (checkpoints, indices), reverse=True)
+    return last, carry, jax.tree.map(plan.in_order, outputs)
 
 
 def checkpoint_interval(frames: int, bytes_per_frame: int) -> int:

@@ -48,8 +48,8 @@ class Semiring(NamedTuple):
     """Weight of two path pieces in a row."""
     plus: Callable[..., Number]
     """Weight of any number of alternatives, given as numbers of one shape."""
-    sum: Callable[[Number], Number]
-    """Weight of all the alternatives along the last axis."""
+    sum: Callable[..., Number]
+    """Weight of all the alternatives along the last axis, or the one that is given as `axis`."""
     encode: Callable[[Array, Array], Number]
     """The number `exp(score - scale)`, for scores that are not above their scale."""
     decode: Callable[[Number], Array]
@@ -88,9 +88,13 @@ def _log_plus(*terms: Array) -> Array:
     )
 
 
-def _log_sum(terms: Array) -> Array:
-    largest = jnp.max(terms, axis=-1)
-    return _log_of_sum(largest, lambda shift: jnp.sum(jnp.exp(terms - shift[..., None]), axis=-1))
+def _log_sum(terms: Array, axis: int = -1) -> Array:
+    largest = jnp.max(terms, axis=axis)
+
+    def sum_over(shift: Array) -> Array:
+        return jnp.sum(jnp.exp(terms - jnp.expand_dims(shift, axis)), axis=axis)
+
+    return _log_of_sum(largest, sum_over)
 
 
 def _max_plus(*terms: Array) -> Array:
@@ -101,9 +105,10 @@ def _max_plus(*terms: Array) -> Array:
     return functools.reduce(larger, terms)
 
 
-def _max_sum(terms: Array) -> Array:
-    best = lax.argmax(terms, terms.ndim - 1, jnp.int32)
-    return jnp.take_along_axis(terms, best[..., None], axis=-1)[..., 0]
+def _max_sum(terms: Array, axis: int = -1) -> Array:
+    best = lax.argmax(terms, axis % terms.ndim, jnp.int32)
+    best = jnp.expand_dims(best, axis)
+    return jnp.squeeze(jnp.take_along_axis(terms, best, axis=axis), axis)
 
 
 def _identity(number: Array) -> Array:
@@ -255,11 +260,11 @@ def _wide_plus(*terms: Wide) -> Wide:
     return Wide(functools.reduce(jnp.add, scaled), largest)
 
 
-def _wide_sum(terms: Wide) -> Wide:
-    largest = jnp.max(terms.exponent, axis=-1)
-    nothing = (largest - _BIAS)[..., None]
+def _wide_sum(terms: Wide, axis: int = -1) -> Wide:
+    largest = jnp.max(terms.exponent, axis=axis)
+    nothing = jnp.expand_dims(largest - _BIAS, axis)
     scaled = terms.mantissa * power_of_two(terms.exponent, nothing)
-    return Wide(jnp.sum(scaled, axis=-1), largest)
+    return Wide(jnp.sum(scaled, axis=axis), largest)
 
 
 def _wide_occupancy(a: Wide, b: Wide, total: Wide) -> Array:

@@ -188,3 +188,82 @@ def collapse(
     checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths
+
+
+def segment_means(
+    hidden: Float[ArrayLike, "*B T D"],
+    frame_labels: Int[ArrayLike, "*B T"],
+    logit_paddings: Shaped[ArrayLike, "*B T"] | None = None,
+    *,
+    drop_id: int | None = None,
+) -> tuple[Float[Array, "*B T D"], Int[Array, "*B"]]:
+    """The mean of what an encoder gives for neighbouring frames of one class: a CTC compressor.
+
+    Args:
+      hidden: what is averaged.
+      frame_labels: one class id per frame, of the best path (`argmax` of the logits) or of an
+        alignment (`forced_align`, `sample_alignments`); a negative id counts as padding.
+      logit_paddings: nonzero where the frame is padded; None pads nothing.
+      drop_id: static id of a class whose segments are left out, such as the blank's; None keeps
+        all.
+
+    Returns:
+      `(means, lengths)`: means packed to the left, 0 after them, in at least float32, and how many
+      there are. Differentiable in `hidden`; what stands in padded frames has no influence.
+
+    Raises:
+      ValueError: if `hidden` are not real numbers, `frame_labels` not integers, the shapes differ,
+        or `drop_id` is not a static id.
+
+    Example:
+      >>> hidden = jnp.array([[1.0], [3.0], [5.0], [7.0]])
+      >>> means, length = segment_means(hidden, jnp.array([2, 2, 0, 2]))
+      >>> means[:, 0].tolist(), int(length)
+      ([2.0, 5.0, 7.0, 0.0], 3)
+
+    References:
+      Gaido et al. 2021, "CTC-based compression for direct speech translation", section 2.
+    """
+    function = "segment_means"
+    values = checks.class_scores(function, "hidden", hidden)
+    path = checks.class_ids(function, "frame_labels", frame_labels)
+    if path.shape != values.shape[:-1]:
+        requirement = f"have shape {values.shape[:-1]}, one per frame of hidden"
+        checks.fail(function, "frame_labels", requirement, path.shape)
+    padded = checks.paddings(function, "logit_paddings", logit_paddings, path.shape)
+    dropped = None if drop_id is None else checks.some_id(function, "drop_id", drop_id)
+    checks.not_explicit(function, hidden=values, frame_labels=path, logit_paddings=padded)
+    is_frame = ~padded & (path >= 0)
+    if path.shape[-1] == 0:
+        return at_least_float32(values), jnp.zeros(path.shape[:-1], jnp.int32)
+    owner, lengths = _segments(path, is_frame, dropped)
+    places = jnp.expand_dims(jnp.arange(path.shape[-1], dtype=jnp.int32), range(path.ndim - 1))
+    values = at_least_float32(mask_padding(values, is_frame))
+    # A product with zeros and ones and not a scatter, which is a loop on a TPU.
+    shares = (owner[..., None, :] == places[..., None]).astype(values.dtype)
+    sums = jnp.matmul(shares, values, precision=lax.Precision.HIGHEST)
+    counts = jnp.maximum(jnp.sum(shares, axis=-1, keepdims=True), 1)
+    return sums / counts, lengths
+
+
+def _segments(
+    path: Int[Array, "*B T"], is_frame: Bool[Array, "*B T"], dropped: int | None
+) -> tuple[Int[Array, "*B T"], Int[Array, "*B"]]:
+    """Which segment each frame belongs to, -1 for none, and how many there are.
+
+    Padded frames part nothing: a frame is compared with the last frame in use before it.
+    """
+    frame = jnp.expand_dims(jnp.arange(path.shape[-1], dtype=jnp.int32), range(path.ndim - 1))
+    frame = jnp.broadcast_to(frame, path.shape)
+    nearest = lax.cummax(jnp.where(is_frame, frame, jnp.full_like(frame, -1)), axis=path.ndim - 1)
+    nothing = jnp.full_like(nearest[..., :1], -1)
+    last = jnp.concatenate([nothing, nearest[..., :-1]], axis=-1)[..., : path.shape[-1]]
+    before = jnp.where(
+        last >= 0,
+        jnp.take_along_axis(path, jnp.maximum(last, 0), axis=-1),
+        jnp.full_like(path, -1),
+    )
+    counts = is_frame if dropped is None else is_frame & (path != dropped)
+    is_start = counts & (path != before)
+    place = jnp.cumsum(is_start, axis=-1, dtype=jnp.int32) - 1
+    return jnp.where(counts, place, jnp.full_like(place, -1)), place[..., -1] + 1
