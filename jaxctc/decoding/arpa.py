@@ -22,6 +22,7 @@ from jaxctc.decoding.automata import LARGEST, MOST, Automaton, build_automaton, 
 
 _MARKS = (b"<s>", b"</s>")
 _LONGEST_LINE = 2**16
+_KENLM = b"mmap lm http://kheafield.com/code"
 
 
 class TokenNGrams(NamedTuple):
@@ -165,7 +166,8 @@ def read_arpa(
 
     Raises:
       ValueError: if the file is malformed or truncated or disagrees with its own counts, with
-        the number of the line; if it is too large for int32; if no token occurs in it.
+        the number of the line; if it is in KenLM's binary format, or too large for int32; if no
+        token occurs in it, or none begins with a `separator` that is a string.
       OSError: if the file cannot be opened.
 
     Example:
@@ -186,7 +188,7 @@ def read_arpa(
     if not unknown_log_prob < math.inf:
         checks.fail("read_arpa", "unknown_log_prob", "be a number below inf", unknown_log_prob)
     if separator is None:
-        ngrams = _read_file(path)
+        ngrams = read_ngrams(path)
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
         return TokenNGrams(words, ngrams.automaton(unknown_log_prob))
     if isinstance(separator, str):
@@ -200,11 +202,11 @@ def read_arpa(
         between = checks.class_id("read_arpa", "separator", separator, len(names))
         ends_word = np.arange(len(names)) == between
         names[between] = b""
-    return word_ngrams(_read_file(path), names, ends_word, unknown_log_prob)
+    return word_ngrams(read_ngrams(path), names, ends_word, unknown_log_prob)
 
 
 def word_ngrams(
-    ngrams: "_NGrams",
+    ngrams: "NGrams",
     names: list[bytes],
     ends_word: Bool[np.ndarray, " K"],
     unknown_log_prob: float,
@@ -219,7 +221,7 @@ def word_ngrams(
     )
 
 
-class _NGrams:
+class NGrams:
     """N-grams by number: 0 is the empty one, and those of the file follow in its order.
 
     An n-gram is the context of longer ones, and a state of the automaton, under its number. As
@@ -342,13 +344,20 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 
-def _read_file(path: str | os.PathLike[str]) -> _NGrams:
-    """All n-grams; never a part of them."""
+def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
+    """All n-grams of a file; never a part of them."""
     with open(path, "rb") as raw:
+        if raw.peek(len(_KENLM))[: len(_KENLM)] == _KENLM:
+            remedy = (
+                "Pass the ARPA file that build_binary made it of; nothing makes one of it. From "
+                "text, KenLM makes one by: lmplz -o 3 <TEXT >MODEL.arpa"
+            )
+            got = "KenLM's binary format"
+            checks.fail("read_arpa", os.fspath(path), "be in the ARPA format", got, remedy)
         is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
         lines = _Lines(path, gzip.GzipFile(fileobj=raw) if is_gzip else raw)
         counts = _read_counts(lines)
-        ngrams = _NGrams(contexts=1 + sum(counts[:-1]))
+        ngrams = NGrams(contexts=1 + sum(counts[:-1]))
         for order, count in enumerate(counts, 1):
             _read_section(lines, ngrams, order, count, has_back_offs=order < len(counts))
         if lines.skip_blank() != b"\\end\\":
@@ -377,7 +386,7 @@ def _read_counts(lines: _Lines) -> list[int]:
 
 
 def _read_section(
-    lines: _Lines, ngrams: _NGrams, order: int, count: int, *, has_back_offs: bool
+    lines: _Lines, ngrams: NGrams, order: int, count: int, *, has_back_offs: bool
 ) -> None:
     if lines.skip_blank() != b"\\%d-grams:" % order:
         lines.fail(f"be \\{order}-grams:")
@@ -411,7 +420,7 @@ def _number(lines: _Lines, field: bytes, what: str, least: float, most: float) -
     return value
 
 
-def _context_and_word(lines: _Lines, ngrams: _NGrams, words: list[bytes]) -> tuple[int, int]:
+def _context_and_word(lines: _Lines, ngrams: NGrams, words: list[bytes]) -> tuple[int, int]:
     """Numbers of an n-gram but its last word, and of that; a 1-gram is a new word."""
     if len(words) == 1:
         try:

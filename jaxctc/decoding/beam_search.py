@@ -21,8 +21,8 @@ from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
-from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.greedy import Hypotheses
+from jaxctc.decoding.histories import read_back
 from jaxctc.decoding.language_models import LanguageModel, as_language_model
 from jaxctc.decoding.lexicon import Lexicon
 from jaxctc.decoding.prefixes import (
@@ -31,7 +31,6 @@ from jaxctc.decoding.prefixes import (
     Pruning,
     cond_as_select,
     next_prefixes,
-    take,
     where,
 )
 
@@ -59,10 +58,11 @@ def prefix_beam_search(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
+    beam_threshold: Float[ArrayLike, ""] = jnp.inf,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
     times: bool = False,
 ) -> Hypotheses:
@@ -88,6 +88,8 @@ def prefix_beam_search(
       min_log_prob: log-probability, in nats, below which a frame does not add a token.
       blank_threshold: probability of the blank above which a frame adds no token and repeats
         none. For one utterance at a time, such frames also cost less. None skips nothing.
+      beam_threshold: nats, 0 or more; a prefix that is so much worse than the best one is
+        dropped, all that is added to its log-probability included.
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
         of pure functions of one hypothesis, see `jaxctc.decoding.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
@@ -136,7 +138,7 @@ def prefix_beam_search(
     longest = frames if max_length is None else max_length
     fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
     state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold)
     state = _search(function, state, scores, logit_paddings, fusion, *pruning)
     best = _best(function, state, fusion, num_hypotheses)
     if not times:
@@ -163,7 +165,7 @@ def beam_init(
     batch: Sequence[int] = (),
     beam_width: int = 16,
     language_model: Any = None,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> BeamState:
@@ -206,10 +208,11 @@ def beam_step(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
+    beam_threshold: Float[ArrayLike, ""] = jnp.inf,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
 ) -> BeamState:
     """Takes the next frames into the beam, any number of them at a time.
@@ -217,7 +220,8 @@ def beam_step(
     Args:
       state: of `beam_init` or the last `beam_step`; it is not changed.
       logits, logit_paddings: the next frames, as of `prefix_beam_search`.
-      blank_id, logits_normalized, top_k, min_log_prob, blank_threshold: as there.
+      blank_id, logits_normalized, top_k: as there.
+      min_log_prob, blank_threshold, beam_threshold: as there.
       language_model, lm_weight, length_bonus, hot_words, lexicon: as there.
 
     Returns:
@@ -239,7 +243,7 @@ def beam_step(
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
     fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold)
     return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
 
@@ -249,7 +253,7 @@ def beam_finish(
     num_hypotheses: int = 1,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
 ) -> Hypotheses:
     """The best label sequences in the beam, if the utterance ends here.
@@ -359,6 +363,7 @@ def _search(
     top_k: Any,
     min_log_prob: Any,
     blank_threshold: Any,
+    beam_threshold: Any,
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     _check_models(function, state, fusion)
@@ -378,6 +383,7 @@ def _search(
         max_length=longest,
         min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
         blank_threshold=threshold,
+        beam_threshold=checks.number(function, "beam_threshold", beam_threshold).astype(precision),
     )
     examples = int(np.prod(batch))
     depth = len(batch)
@@ -428,39 +434,43 @@ def _chunk(
     first = varying_like(state.prefixes, scores, is_frame)
     prefixes, origins = lax.scan(step, first, places)
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
-    labels = _read_back(state, origins)
+    labels = read_back(state.labels, state.prefixes.lengths, origins)
     return BeamState(labels, prefixes, state.is_nan | bad)
 
 
 _compiled_chunk = jax.jit(_chunk)
 
 
-def _read_back(state: BeamState, origins: Int[Array, "T X W"]) -> Int[Array, "X W L"]:
-    """The labels of the prefixes after a chunk, followed back from frame to frame.
+def prefix_scores(
+    state: BeamState,
+    *,
+    language_model: Any = None,
+    lm_weight: Float[ArrayLike, ""] = 1.0,
+    hot_words: LanguageModel | None = None,
+    lexicon: Lexicon | None = None,
+) -> tuple[Float[Array, "*B W"], Float[Array, "*B W"]]:
+    """Log p(labels | logits) of each prefix in the beam, in nats, and its score if it ends here.
 
-    `origins` are (token + 1) · W + slot of the parent, with token -1 for none.
+    Arguments are those of `beam_finish`; the order is that of `state.labels`.
     """
-    width = jnp.asarray(origins.shape[-1], jnp.int32)
-
-    def step(slots, origins):
-        (origin,) = jax.vmap(take)([origins], slots)
-        return lax.rem(origin, width), lax.div(origin, width) - 1
-
-    slots = jnp.broadcast_to(jnp.arange(origins.shape[-1], dtype=jnp.int32), origins.shape[1:])
-    slots = varying_like(slots, origins)
-    slots, added = lax.scan(step, slots, origins, reverse=True)
-    labels = jnp.take_along_axis(state.labels, slots[..., None], axis=1)
-    lengths = jnp.take_along_axis(state.prefixes.lengths, slots, axis=1)
-    return _append(labels, lengths, jnp.moveaxis(added, 0, -1))
+    fusion = _guide("prefix_scores", language_model, lm_weight, 0.0, hot_words, lexicon)
+    _check_models("prefix_scores", state, fusion)
+    offset = jnp.expand_dims(functools.reduce(jnp.add, state.prefixes.offset), -1)
+    acoustic = jnp.logaddexp(state.prefixes.blank, state.prefixes.label) + offset
+    bad = state.is_nan[..., None]
+    return where(~bad, acoustic, jnp.nan), where(~bad, _ranks(state, fusion) + offset, jnp.nan)
 
 
-@functools.partial(jnp.vectorize, signature="(l),(),(t)->(l)")
-def _append(labels, length, added):
-    """Appends what was added to the labels, -1 left out."""
-    is_label = added >= 0
-    places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
-    places = where(is_label, places, labels.shape[0])
-    return labels.at[places].set(added, mode="drop")
+def _ranks(state: BeamState, fusion: Fusion) -> Float[Array, "*B W"]:
+    """Scores of the prefixes if they end here, less `offset`."""
+    prefixes = state.prefixes
+    ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
+    if not fusion.models:
+        return ranks
+    final = fusion.final_score
+    for _ in range(prefixes.last.ndim):
+        final = jax.vmap(final)
+    return ranks + final(prefixes.model_states).astype(ranks.dtype)
 
 
 def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) -> Hypotheses:
@@ -470,14 +480,8 @@ def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) 
     number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:
         checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
+    ranks, order = lax.top_k(_ranks(state, fusion), number)
     prefixes = state.prefixes
-    ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
-    final = fusion.final_score
-    for _ in range(prefixes.last.ndim):
-        final = jax.vmap(final)
-    if fusion.models:
-        ranks += final(prefixes.model_states).astype(ranks.dtype)
-    ranks, order = lax.top_k(ranks, number)
     offset = jnp.expand_dims(functools.reduce(jnp.add, prefixes.offset), -1)
     scores = where(~state.is_nan[..., None], ranks + offset, jnp.nan)
     is_there = scores > -jnp.inf

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc._core.normalizer import safe_max
 from jaxctc._core.sharding import varying_like
-from jaxctc.decoding.language_models import LanguageModel
+from jaxctc.decoding.language_models import LanguageModel, weighted
 
 
 class Prefixes(NamedTuple):
@@ -67,7 +67,7 @@ class Fusion(NamedTuple):
         score, news = self.length_bonus, []
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
             worth, new = model.score_and_advance(state, token)
-            score += _weighted(weight, worth)
+            score += weighted(weight, worth)
             news.append(new)
         return score, tuple(news)
 
@@ -75,13 +75,13 @@ class Fusion(NamedTuple):
         """The weighted sum of the models' scores of an end here, in nats."""
         score = jnp.zeros_like(self.length_bonus)
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            score += _weighted(weight, model.final_score(state))
+            score += weighted(weight, model.final_score(state))
         return score
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["min_log_prob", "blank_threshold"],
+    data_fields=["min_log_prob", "blank_threshold", "beam_threshold"],
     meta_fields=["blank", "logits_normalized", "candidates", "max_length"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Pruning:
     max_length: int
     min_log_prob: Float[Array, ""]
     blank_threshold: Float[Array, ""] | None
+    beam_threshold: Float[Array, ""]
 
 
 def next_prefixes(
@@ -168,7 +169,7 @@ def _extended(
     best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
     as_they_are = prefixes._replace(blank=blank, label=label)
     kept, choice = _chosen(prefixes, total, as_they_are, (tokens, added), chosen, fusion)
-    alive = best > -jnp.inf
+    alive = (best > -jnp.inf) & (best >= best[0] - pruning.beam_threshold)
     kept = kept._replace(
         blank=where(alive, kept.blank, -jnp.inf), label=where(alive, kept.label, -jnp.inf)
     )
@@ -300,12 +301,6 @@ def _centred(prefixes: Prefixes) -> Prefixes:
         label=prefixes.label - best,
         offset=(after, lost),
     )
-
-
-def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
-    """The product; -inf at any weight, 0 among them, for what is impossible."""
-    worth = worth.astype(jnp.float32)
-    return jnp.where(worth == -jnp.inf, worth, weight * worth)
 
 
 def where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
