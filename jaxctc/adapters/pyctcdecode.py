@@ -27,7 +27,7 @@ _MARK, _UNKNOWN = "▁", "⁇"
 _PAD, _UNK = (re.compile(rf"[<\[]{name}[>\]]", re.IGNORECASE) for name in ("pad", "unk"))
 _SPECIAL = re.compile(r"[<\[].+[>\]]")
 _LEAST_LOG_PROB = math.log(1e-15)
-_LARGEST_BATCH = 16
+_LARGEST_BATCH, _NARROW = 16, (8, 32)
 
 Frames = tuple[int, int]
 OutputBeam = tuple[str, int | None, list[tuple[str, Frames]], float, float]
@@ -303,27 +303,46 @@ class BeamSearchDecoderCTC:
             for logits in logits_list
         ]
         models = self._models(function, hotwords, hotword_weight, lm_start_state)
-        found: list[Any] = [None] * len(frames)
-        for places in _batches(frames):
-            batch = [frames[place] for place in places]
-            log_probs, is_padded = _stacked(batch)
-            most = _power_of_two(max(part.most for part in batch))
-            labels, *results = jax.device_get(
-                _search(
-                    log_probs,
-                    is_padded,
-                    models,
-                    jnp.asarray(-beam_prune_logp, jnp.float32),
-                    blank_id=blank,
-                    beam_width=width,
-                    top_k=most,
-                )
+        search = functools.partial(self._search, frames, models=models, prune=beam_prune_logp)
+        found: dict[int, list[_Beam]] = {}
+        # Where the prefixes worth keeping fit into a narrow beam, a wider one holds no others.
+        for beam_width in [*(narrow for narrow in _NARROW if narrow < width), width]:
+            left = [place for place in range(len(frames)) if place not in found]
+            for places in _batches(frames, left):
+                found |= search(places, beam_width, is_last=beam_width == width)
+        return [(found[place], part) for place, part in enumerate(frames)]
+
+    def _search(
+        self,
+        frames: list[LikelyFrames],
+        places: list[int],
+        beam_width: int,
+        *,
+        models: Any,
+        prune: float,
+        is_last: bool,
+    ) -> dict[int, list[_Beam]]:
+        """The texts of a few utterances; unless `is_last`, of those whose beam was not full."""
+        batch = [frames[place] for place in places]
+        log_probs, is_padded = _stacked(batch)
+        is_full, labels, *results = jax.device_get(
+            _search(
+                log_probs,
+                is_padded,
+                models,
+                jnp.asarray(-prune, jnp.float32),
+                blank_id=self._vocabulary.blank_id,
+                beam_width=beam_width,
+                top_k=_power_of_two(max(part.most for part in batch)),
             )
-            for row, place in enumerate(places):
-                rows = [None if part is None else part[row] for part in results]
-                beams = self._texts(labels[row], *rows, beam_prune_logp)
-                found[place] = beams, frames[place]
-        return found
+        )
+        return {
+            place: self._texts(
+                labels[row], *(None if part is None else part[row] for part in results), prune
+            )
+            for row, place in enumerate(places)
+            if is_last or not is_full[row]
+        }
 
     def _log_probs(self, function: str, logits: Any) -> Float[np.ndarray, "T K"]:
         """Log-probabilities of what may be logits, log-probabilities or probabilities."""
@@ -409,7 +428,7 @@ class BeamSearchDecoderCTC:
     def _with_frames(self, found: list[tuple[list[_Beam], LikelyFrames]]) -> list[list[OutputBeam]]:
         """Results in pyctcdecode's form: with the frames of words."""
         results: list[Any] = [None] * len(found)
-        for places in _batches([frames for _, frames in found]):
+        for places in _batches([frames for _, frames in found], range(len(found))):
             batch = [found[place] for place in places]
             log_probs, is_padded = _stacked([frames for _, frames in batch])
             most = _power_of_two(max(len(beams) for beams, _ in batch))
@@ -453,8 +472,8 @@ def _search(
     blank_id: int,
     beam_width: int,
     top_k: int,
-) -> tuple[Array, Array, Array, Array | None]:
-    """Labels of all prefixes, their log-probabilities and scores, and contexts of the model."""
+) -> tuple[Array, Array, Array, Array, Array | None]:
+    """Whether the beam was full; labels, log-probabilities, scores and contexts of prefixes."""
     language_model, hot_words, lexicon = models
     guide = {"language_model": language_model, "hot_words": hot_words, "lexicon": lexicon}
     batch, frames, _ = log_probs.shape
@@ -471,10 +490,10 @@ def _search(
     )
     acoustic, scores = prefix_scores(state, **guide)
     if language_model is None:
-        return state.labels, acoustic, scores, None
+        return state.is_full, state.labels, acoustic, scores, None
     end_word = jax.vmap(jax.vmap(language_model.words.end_word))
     _, after = end_word(state.prefixes.model_states[0])
-    return state.labels, acoustic, scores, after.context
+    return state.is_full, state.labels, acoustic, scores, after.context
 
 
 @functools.partial(jax.jit, static_argnames=("blank_id",))
@@ -496,9 +515,9 @@ def _align(
     return jax.vmap(one, in_axes=1, out_axes=1)(labels)
 
 
-def _batches(frames: list[LikelyFrames]) -> list[list[int]]:
+def _batches(frames: list[LikelyFrames], places: Iterable[int]) -> list[list[int]]:
     """Utterances of like length, a few at a time."""
-    order = sorted(range(len(frames)), key=lambda place: len(frames[place].first))
+    order = sorted(places, key=lambda place: len(frames[place].first))
     return [order[at : at + _LARGEST_BATCH] for at in range(0, len(order), _LARGEST_BATCH)]
 
 

@@ -44,6 +44,8 @@ class BeamState(NamedTuple):
     """What else there is to know of them."""
     is_nan: Bool[Array, "*B"]
     """True once a frame in use held NaN or +inf."""
+    is_full: Bool[Array, "*B"]
+    """True once so many prefixes came within a `beam_threshold` that a wider beam may hold more."""
 
 
 def prefix_beam_search(
@@ -58,7 +60,7 @@ def prefix_beam_search(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
-    beam_threshold: Float[ArrayLike, ""] = jnp.inf,
+    beam_threshold: Float[ArrayLike, ""] | None = None,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
@@ -88,8 +90,8 @@ def prefix_beam_search(
       min_log_prob: log-probability, in nats, below which a frame does not add a token.
       blank_threshold: probability of the blank above which a frame adds no token and repeats
         none. For one utterance at a time, such frames also cost less. None skips nothing.
-      beam_threshold: nats, 0 or more; a prefix that is so much worse than the best one is
-        dropped, all that is added to its log-probability included.
+      beam_threshold: nats, 0 or more; a prefix that is worse than the best one by more is
+        dropped, all that is added to its log-probability included. None drops none.
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
         of pure functions of one hypothesis, see `jaxctc.decoding.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
@@ -208,7 +210,7 @@ def beam_step(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
-    beam_threshold: Float[ArrayLike, ""] = jnp.inf,
+    beam_threshold: Float[ArrayLike, ""] | None = None,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
@@ -349,7 +351,7 @@ def _first_state(
         ),
     )
     labels = jnp.full((*batch, width, longest), -1, jnp.int32)
-    return BeamState(labels, prefixes, jnp.zeros(batch, bool))
+    return BeamState(labels, prefixes, jnp.zeros(batch, bool), jnp.zeros(batch, bool))
 
 
 def _search(
@@ -373,17 +375,19 @@ def _search(
     checks.not_explicit(function, logits=scores, logit_paddings=padded)
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else checks.count(function, "top_k", top_k, 1)
-    threshold, precision = blank_threshold, state.prefixes.blank.dtype
-    if threshold is not None:
-        threshold = checks.number(function, "blank_threshold", threshold).astype(precision)
+    precision = state.prefixes.blank.dtype
+
+    def number(argument: str, value: Any) -> Array | None:
+        return None if value is None else checks.number(function, argument, value).astype(precision)
+
     pruning = Pruning(
         blank=checks.class_id(function, "blank_id", blank_id, classes),
         logits_normalized=logits_normalized,
         candidates=min(candidates, classes - 1),
         max_length=longest,
         min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
-        blank_threshold=threshold,
-        beam_threshold=checks.number(function, "beam_threshold", beam_threshold).astype(precision),
+        blank_threshold=number("blank_threshold", blank_threshold),
+        beam_threshold=number("beam_threshold", beam_threshold),
     )
     examples = int(np.prod(batch))
     depth = len(batch)
@@ -428,14 +432,19 @@ def _chunk(
             largest, log_sum = (take_one(part, at, 1)[:, None] for part in log_sums)
             log_probs = (log_probs - largest) - log_sum
         prefixes, (parents, tokens) = advance(prefixes, log_probs, used)
-        return prefixes, (tokens + 1) * width + parents  # one array is one write a frame
+        origins = (tokens + 1) * width + parents  # one array is one write a frame
+        if pruning.beam_threshold is None:
+            return prefixes, (origins, None)
+        last = jnp.maximum(prefixes.blank[:, -1], prefixes.label[:, -1])
+        return prefixes, (origins, last > -jnp.inf)
 
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)
-    prefixes, origins = lax.scan(step, first, places)
+    prefixes, (origins, is_full) = lax.scan(step, first, places)
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
     labels = read_back(state.labels, state.prefixes.lengths, origins)
-    return BeamState(labels, prefixes, state.is_nan | bad)
+    full = state.is_full if is_full is None else state.is_full | jnp.any(is_full, axis=0)
+    return BeamState(labels, prefixes, state.is_nan | bad, full)
 
 
 _compiled_chunk = jax.jit(_chunk)

@@ -94,7 +94,7 @@ class Pruning:
     max_length: int
     min_log_prob: Float[Array, ""]
     blank_threshold: Float[Array, ""] | None
-    beam_threshold: Float[Array, ""]
+    beam_threshold: Float[Array, ""] | None
 
 
 def next_prefixes(
@@ -158,9 +158,9 @@ def _extended(
     # Extended by a candidate: W · C sequences, less those that are in the beam already.
     tokens, added = _candidates(log_probs, pruning)
     new = _extendable_mass(prefixes, total, tokens) + added[None]
-    is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
+    is_there = _in_beam(is_child, prefixes.last, tokens)
     is_full = prefixes.lengths >= pruning.max_length
-    new = where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
+    new = where(~is_there & ~is_full[:, None], new, -jnp.inf)
     worth = prefixes.model_scores[:, None] + _model_scores(prefixes, tokens, fusion).astype(
         new.dtype
     )
@@ -169,7 +169,10 @@ def _extended(
     best, chosen = lax.top_k(jnp.concatenate([ranks, (new + worth).ravel()]), ranks.shape[0])
     as_they_are = prefixes._replace(blank=blank, label=label)
     kept, choice = _chosen(prefixes, total, as_they_are, (tokens, added), chosen, fusion)
-    alive = (best > -jnp.inf) & (best >= best[0] - pruning.beam_threshold)
+    alive = best > -jnp.inf
+    if pruning.beam_threshold is not None:
+        # Not best[0]: XLA sorts all places on a CPU, if it needs fewer values than slots.
+        alive &= best >= jnp.max(best) - pruning.beam_threshold
     kept = kept._replace(
         blank=where(alive, kept.blank, -jnp.inf), label=where(alive, kept.label, -jnp.inf)
     )
@@ -195,6 +198,24 @@ def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"
     longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
     in_beam = total > -jnp.inf
     return same & longer & in_beam[:, None] & in_beam[None]
+
+
+def _in_beam(
+    is_child: Bool[Array, "W W"], last: Int[Array, "W"], tokens: Int[Array, "C"]
+) -> Bool[Array, "W C"]:
+    """Whether the beam holds the prefix that a token makes of each one.
+
+    For wide beams a CPU adds up W · W · C products much faster than it compares as many places.
+    """
+    is_last = last[:, None] == tokens[None]
+
+    def products():
+        return is_child.astype(jnp.float32) @ is_last.astype(jnp.float32) > 0
+
+    def places():
+        return jnp.any(is_child[..., None] & is_last[None], axis=1)
+
+    return lax.platform_dependent(cpu=products, default=places)
 
 
 def _extendable_mass(
