@@ -15,11 +15,10 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxctc._core import checks
-from jaxctc.alignment import forced_align
-from jaxctc.decoding.arpa import WordNGrams, read_ngrams, word_ngrams
-from jaxctc.decoding.beam_search import beam_init, beam_step, prefix_scores
+from jaxctc.decoding.arpa import WordNGrams, WordState, read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
+from jaxctc.decoding.ragged_search import Found, align, search
 from jaxctc.decoding.words import WeightedWords, WholeWords, whole_words
 from jaxctc.text import Vocabulary
 
@@ -27,7 +26,6 @@ _MARK, _UNKNOWN = "▁", "⁇"
 _PAD, _UNK = (re.compile(rf"[<\[]{name}[>\]]", re.IGNORECASE) for name in ("pad", "unk"))
 _SPECIAL = re.compile(r"[<\[].+[>\]]")
 _LEAST_LOG_PROB = math.log(1e-15)
-_LARGEST_BATCH, _NARROW = 16, (8, 32)
 
 Frames = tuple[int, int]
 OutputBeam = tuple[str, int | None, list[tuple[str, Frames]], float, float]
@@ -302,47 +300,16 @@ class BeamSearchDecoderCTC:
             likely_frames(self._log_probs(function, logits), token_min_logp, blank_id=blank)
             for logits in logits_list
         ]
-        models = self._models(function, hotwords, hotword_weight, lm_start_state)
-        search = functools.partial(self._search, frames, models=models, prune=beam_prune_logp)
-        found: dict[int, list[_Beam]] = {}
-        # Where the prefixes worth keeping fit into a narrow beam, a wider one holds no others.
-        for beam_width in [*(narrow for narrow in _NARROW if narrow < width), width]:
-            left = [place for place in range(len(frames)) if place not in found]
-            for places in _batches(frames, left):
-                found |= search(places, beam_width, is_last=beam_width == width)
-        return [(found[place], part) for place, part in enumerate(frames)]
-
-    def _search(
-        self,
-        frames: list[LikelyFrames],
-        places: list[int],
-        beam_width: int,
-        *,
-        models: Any,
-        prune: float,
-        is_last: bool,
-    ) -> dict[int, list[_Beam]]:
-        """The texts of a few utterances; unless `is_last`, of those whose beam was not full."""
-        batch = [frames[place] for place in places]
-        log_probs, is_padded = _stacked(batch)
-        is_full, labels, *results = jax.device_get(
-            _search(
-                log_probs,
-                is_padded,
-                models,
-                jnp.asarray(-prune, jnp.float32),
-                blank_id=self._vocabulary.blank_id,
-                beam_width=beam_width,
-                top_k=_power_of_two(max(part.most for part in batch)),
-            )
+        guide = self._guide(function, hotwords, hotword_weight, lm_start_state)
+        found = search(
+            frames,
+            {name: model for name, model in guide.items() if model is not None},
+            blank_id=blank,
+            beam_width=width,
+            beam_threshold=-beam_prune_logp,
         )
-        return {
-            place: self._texts(
-                labels[row], *(None if part is None else part[row] for part in results), prune
-            )
-            for row, place in enumerate(places)
-            if is_last or not is_full[row]
-        }
+        texts = [self._texts(part, beam_prune_logp) for part in found]
+        return list(zip(texts, frames, strict=True))
 
     def _log_probs(self, function: str, logits: Any) -> Float[np.ndarray, "T K"]:
         """Log-probabilities of what may be logits, log-probabilities or probabilities."""
@@ -360,58 +327,56 @@ class BeamSearchDecoderCTC:
         scores = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         return np.clip(scores, _LEAST_LOG_PROB, 0)
 
-    def _models(
+    def _guide(
         self, function: str, hotwords: Iterable[str] | None, weight: float, start: int | None
-    ) -> tuple[WeightedWords | None, WholeWords | None, Lexicon | None]:
+    ) -> dict[str, Any]:
+        """What guides the search, by the names that `beam_step` has for it; None for nothing."""
         hot = tuple(sorted({word for phrase in hotwords or () for word in phrase.split()}))
         if hot and self._vocabulary.separator is None:
             requirement = 'be None unless labels have " " or "|", or begin words with "▁"'
             checks.fail(function, "hotwords", requirement, list(hot))
-        hot = _hot_words(hot, self._vocabulary, float(weight))
+        hot_words = _hot_words(hot, self._vocabulary, float(weight))
         if self._model is None:
             if start is not None:
                 requirement = "be None without a language model"
                 checks.fail(function, "lm_start_state", requirement, start)
-            return None, hot, None
+            return {"hot_words": hot_words}
         if start is not None:
             contexts = len(self._model.words.ngrams.fail_state)
             start = checks.class_id(function, "lm_start_state", start, contexts)
         words, known = self._model.parts(start)
-        return words, hot, known
+        return {"language_model": words, "hot_words": hot_words, "lexicon": known}
 
-    def _texts(
-        self,
-        labels: Int[np.ndarray, "W L"],
-        log_probs: Float[np.ndarray, "W"],
-        scores: Float[np.ndarray, "W"],
-        states: Int[np.ndarray, "W"] | None,
-        prune: float,
-    ) -> list[_Beam]:
+    def _texts(self, found: Found, prune: float) -> list[_Beam]:
         """What a beam spells: label sequences of one text become one, with the sum of them."""
-        if np.isnan(scores).any():
-            return [_Beam("", None, labels[0][:0], math.nan, math.nan)]
+        if np.isnan(found.scores).any():
+            return [_Beam("", None, found.labels[0][:0], math.nan, math.nan)]
         texts: dict[str, _Beam] = {}
-        for place in np.argsort(-scores, kind="stable").tolist():
-            if scores[place] == -np.inf:
+        for place in np.argsort(-found.scores, kind="stable").tolist():
+            log_prob, score = float(found.log_probs[place]), float(found.scores[place])
+            if score == -math.inf:
                 break
-            row = labels[place]
-            row = row[: np.count_nonzero(row >= 0)]
-            text = " ".join(word for word, _ in self._words(row))
-            log_prob, score = float(log_probs[place]), float(scores[place])
-            state = None if states is None else int(states[place])
-            first = texts.get(text)
-            if first is not None:
-                total = float(np.logaddexp(first.log_prob, log_prob))
-                first = first._replace(log_prob=total, score=first.score + total - first.log_prob)
-            texts[text] = first or _Beam(text, state, row, log_prob, score)
+            labels = found.labels[place]
+            labels = labels[: np.count_nonzero(labels >= 0)]
+            text = " ".join(word for word, _ in self._words(labels))
+            best = texts.setdefault(text, _Beam(text, place, labels, -math.inf, -math.inf))
+            total = float(np.logaddexp(best.log_prob, log_prob))
+            worth = score - log_prob
+            texts[text] = best._replace(log_prob=total, score=total + worth)
         beams = sorted(texts.values(), key=lambda beam: -beam.score)
-        return [beam for beam in beams if beam.score >= beams[0].score + prune]
+        beams = [beam for beam in beams if beam.score >= beams[0].score + prune]
+        if self._model is None:
+            return [beam._replace(state=None) for beam in beams]
+        places = np.array([beam.state for beam in beams])
+        contexts = np.asarray(_contexts(self._model.words, found.model_states[0]))[places]
+        pairs = zip(beams, contexts.tolist(), strict=True)
+        return [beam._replace(state=context) for beam, context in pairs]
 
     def _words(self, labels: Int[np.ndarray, "L"]) -> list[tuple[str, tuple[int, int]]]:
         """Words, with the places of their first and last label."""
         words, is_open = [], False
         for place, label in enumerate(labels.tolist()):
-            name = self._vocabulary.tokens[label]
+            name = str(self._vocabulary.tokens[label])
             begins = self._vocabulary.separator == _MARK and name.startswith(_MARK)
             piece = name.strip(_MARK) if begins else name
             for part in re.findall(r"\s+|\S+", piece) if not begins else [" ", piece]:
@@ -427,119 +392,30 @@ class BeamSearchDecoderCTC:
 
     def _with_frames(self, found: list[tuple[list[_Beam], LikelyFrames]]) -> list[list[OutputBeam]]:
         """Results in pyctcdecode's form: with the frames of words."""
-        results: list[Any] = [None] * len(found)
-        for places in _batches([frames for _, frames in found], range(len(found))):
-            batch = [found[place] for place in places]
-            log_probs, is_padded = _stacked([frames for _, frames in batch])
-            most = _power_of_two(max(len(beams) for beams, _ in batch))
-            longest = max(len(beam.labels) for beams, _ in batch for beam in beams)
-            labels = np.full((len(log_probs), most, _round_up(longest)), -1, np.int32)
-            for row, (beams, _) in enumerate(batch):
-                for slot, beam in enumerate(beams):
-                    labels[row, slot, : len(beam.labels)] = beam.labels
-            starts, ends = jax.device_get(
-                _align(log_probs, is_padded, labels, blank_id=self._vocabulary.blank_id)
-            )
-            for row, place in enumerate(places):
-                beams, frames = found[place]
-                results[place] = [
-                    self._output(beam, frames, starts[row, slot], ends[row, slot])
-                    for slot, beam in enumerate(beams)
-                ]
-        return results
+        labels = [[beam.labels for beam in beams] for beams, _ in found]
+        spans = align([frames for _, frames in found], labels, self._vocabulary.blank_id)
+        return [
+            [
+                self._output(beam, first, last)
+                for beam, first, last in zip(beams, *spans[place], strict=False)
+            ]
+            for place, (beams, _) in enumerate(found)
+        ]
 
     def _output(
-        self,
-        beam: _Beam,
-        frames: LikelyFrames,
-        starts: Int[np.ndarray, "L"],
-        ends: Int[np.ndarray, "L"],
+        self, beam: _Beam, firsts: Int[np.ndarray, "L"], lasts: Int[np.ndarray, "L"]
     ) -> OutputBeam:
         words = [
-            (word, (int(frames.first[starts[first]]), int(frames.last[ends[last]]) + 1))
+            (word, (int(firsts[first]), int(lasts[last]) + 1))
             for word, (first, last) in self._words(beam.labels)
         ]
         return beam.text, beam.state, words, beam.log_prob, beam.score
 
 
-@functools.partial(jax.jit, static_argnames=("blank_id", "beam_width", "top_k"))
-def _search(
-    log_probs: Float[Array, "B T K"],
-    is_padded: Array,
-    models: tuple[WeightedWords | None, WholeWords | None, Lexicon | None],
-    beam_threshold: Float[Array, ""],
-    *,
-    blank_id: int,
-    beam_width: int,
-    top_k: int,
-) -> tuple[Array, Array, Array, Array, Array | None]:
-    """Whether the beam was full; labels, log-probabilities, scores and contexts of prefixes."""
-    language_model, hot_words, lexicon = models
-    guide = {"language_model": language_model, "hot_words": hot_words, "lexicon": lexicon}
-    batch, frames, _ = log_probs.shape
-    state = beam_init(frames, batch=(batch,), beam_width=beam_width, **guide)
-    state = beam_step(
-        state,
-        log_probs,
-        is_padded,
-        blank_id=blank_id,
-        logits_normalized=True,
-        top_k=top_k,
-        beam_threshold=beam_threshold,
-        **guide,
-    )
-    acoustic, scores = prefix_scores(state, **guide)
-    if language_model is None:
-        return state.is_full, state.labels, acoustic, scores, None
-    end_word = jax.vmap(jax.vmap(language_model.words.end_word))
-    _, after = end_word(state.prefixes.model_states[0])
-    return state.is_full, state.labels, acoustic, scores, after.context
-
-
-@functools.partial(jax.jit, static_argnames=("blank_id",))
-def _align(
-    log_probs: Float[Array, "B T K"],
-    is_padded: Array,
-    labels: Int[Array, "B H L"],
-    *,
-    blank_id: int,
-) -> tuple[Array, Array]:
-    """First and last frame of each label."""
-
-    def one(labels):
-        best = forced_align(
-            log_probs, is_padded, labels, labels < 0, blank_id=blank_id, logits_normalized=True
-        )
-        return best.starts, best.ends
-
-    return jax.vmap(one, in_axes=1, out_axes=1)(labels)
-
-
-def _batches(frames: list[LikelyFrames], places: Iterable[int]) -> list[list[int]]:
-    """Utterances of like length, a few at a time."""
-    order = sorted(places, key=lambda place: len(frames[place].first))
-    return [order[at : at + _LARGEST_BATCH] for at in range(0, len(order), _LARGEST_BATCH)]
-
-
-def _stacked(batch: list[LikelyFrames]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities in one of few shapes, and what is padding there."""
-    longest = _round_up(max(len(part.first) for part in batch))
-    shape = _power_of_two(len(batch)), longest, batch[0].log_probs.shape[1]
-    log_probs, is_padded = np.zeros(shape, np.float32), np.ones(shape[:2], bool)
-    for row, part in enumerate(batch):
-        log_probs[row, : len(part.first)] = part.log_probs
-        is_padded[row, : len(part.first)] = False
-    return log_probs, is_padded
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
-
-
-def _round_up(size: int, least: int = 16) -> int:
-    """The next 2ⁿ or 3 · 2ⁿ."""
-    power = _power_of_two(max(size, least))
-    return 3 * power // 4 if size <= 3 * power // 4 and power > least else power
+@jax.jit
+def _contexts(words: WordNGrams, states: WordState) -> Int[Array, "W"]:
+    """Context of the model after the last word of each prefix."""
+    return jax.vmap(words.end_word)(states)[1].context
 
 
 def _alphabet(labels: Sequence[str]) -> tuple[list[str], bool]:

@@ -341,7 +341,7 @@ def _first_state(
         lengths=none,
         blank=nothing.at[..., 0].set(0),
         label=nothing,
-        offset=(jnp.zeros(batch, dtype),) * 2,
+        offset=(jnp.zeros(batch, dtype), jnp.zeros(batch, dtype)),
         keys=keys,
         parent_keys=keys,
         model_scores=jnp.zeros_like(nothing),

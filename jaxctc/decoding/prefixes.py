@@ -205,17 +205,23 @@ def _in_beam(
 ) -> Bool[Array, "W C"]:
     """Whether the beam holds the prefix that a token makes of each one.
 
-    For wide beams a CPU adds up W · W · C products much faster than it compares as many places.
+    For wide beams a CPU writes W places much faster than it compares W · W · C.
     """
     is_last = last[:, None] == tokens[None]
 
-    def products():
-        return is_child.astype(jnp.float32) @ is_last.astype(jnp.float32) > 0
+    def written():
+        is_one = jnp.any(is_child, axis=0) & jnp.any(is_last, axis=1)
+        parents, column = (
+            lax.argmax(part, axis, jnp.int32) for part, axis in ((is_child, 0), (is_last, 1))
+        )
+        nowhere = jnp.full_like(column, tokens.shape[0])
+        nothing = varying_like(jnp.zeros(is_last.shape, bool), is_last)
+        return nothing.at[parents, jnp.where(is_one, column, nowhere)].set(True, mode="drop")
 
-    def places():
+    def compared():
         return jnp.any(is_child[..., None] & is_last[None], axis=1)
 
-    return lax.platform_dependent(cpu=products, default=places)
+    return lax.platform_dependent(cpu=written, default=compared)
 
 
 def _extendable_mass(
