@@ -146,6 +146,8 @@ class BeamSearchDecoderCTC:
       There, such a beginning costs `unk_score_offset` nats (more from seven characters on) until
       the word ends, which changes what is pruned; and the space after the last word may count as
       one more, unknown word.
+    - A first word piece without "▁" begins no known word and no hot word, and what follows "▁⁇▁"
+      without "▁" is part of it, for model and hot words; texts are the same.
     - Words of an ARPA file are known whether or not they have a back-off; of a gzipped one, too.
     - The history of beams is never pruned, by `decode` neither.
     - Frames of words are those of the most likely path of their label sequence.
@@ -360,9 +362,10 @@ class BeamSearchDecoderCTC:
             labels = labels[: np.count_nonzero(labels >= 0)]
             text = " ".join(word for word, _ in self._words(labels))
             best = texts.setdefault(text, _Beam(text, place, labels, -math.inf, -math.inf))
-            total = float(np.logaddexp(best.log_prob, log_prob))
-            worth = score - log_prob
-            texts[text] = best._replace(log_prob=total, score=total + worth)
+            texts[text] = best._replace(
+                log_prob=float(np.logaddexp(best.log_prob, log_prob)),
+                score=float(np.logaddexp(best.score, score)),
+            )
         beams = sorted(texts.values(), key=lambda beam: -beam.score)
         beams = [beam for beam in beams if beam.score >= beams[0].score + prune]
         if self._model is None:

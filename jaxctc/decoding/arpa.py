@@ -229,6 +229,7 @@ class NGrams:
     """
 
     def __init__(self, contexts: int):
+        """None so far, of which so many are to be contexts."""
         self.contexts = contexts
         """How many there are below the highest order."""
         self.vocabulary: dict[bytes, int] = {}

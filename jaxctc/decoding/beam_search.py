@@ -140,7 +140,7 @@ def prefix_beam_search(
     longest = frames if max_length is None else max_length
     fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
     state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold)
+    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     state = _search(function, state, scores, logit_paddings, fusion, *pruning)
     best = _best(function, state, fusion, num_hypotheses)
     if not times:
@@ -245,7 +245,7 @@ def beam_step(
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
     fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold)
+    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
 
