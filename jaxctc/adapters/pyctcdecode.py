@@ -467,7 +467,13 @@ def _read_model(path: str, unigrams: Collection[str] | None, vocabulary: Vocabul
     listed = [word.decode() for word in ngrams.vocabulary]
     listed = [word for word in listed if word not in ("<unk>", "<s>", "</s>")]
     known = listed if unigrams is None else sorted(set(listed) & set(unigrams)) or listed
-    return _Model(words, build_lexicon(known, vocabulary, unknown="drop"))
+    lexicon = build_lexicon(known, vocabulary, unknown="drop")
+    if _MARK in vocabulary.tokens:  # alone it is no word, whatever comes next
+        mark = jnp.asarray(vocabulary.tokens.index(_MARK), jnp.int32)
+        is_arc, state = lexicon.arc(lexicon.initial_state, mark)
+        may_end = lexicon.may_end.at[state].set(lexicon.may_end[state] | is_arc)
+        lexicon = lexicon._replace(may_end=may_end)
+    return _Model(words, lexicon)
 
 
 @functools.lru_cache(maxsize=16)

@@ -76,8 +76,8 @@ def worth_of(text, grams, known, *, alpha=0.5, beta=1.5, unk_score_offset=-10.0,
 
 def some_logits(labels, rng):
     """Few enough frames for all sequences to fit into the beam; pieces begin with "▁"."""
-    logits = 2 * rng.normal(size=(FRAMES - (labels is PIECES), len(labels)))
-    if labels is PIECES:
+    logits = 2 * rng.normal(size=(FRAMES - (labels is not LETTERS), len(labels)))
+    if labels is not LETTERS:
         logits[0, 1:4] = -99
     return logits
 
@@ -105,8 +105,10 @@ def test_all_texts_with_hot_words(labels, rng):
     worth = {
         text: score + 2.5 * sum(word in ("ab", "b") for word in text.split())
         for text, score in log_probs.items()
+        if "⁇" not in text  # which goes on to the next mark for models
     }
-    assert_beams(decoder.decode_beams(logits, **ALL, **hot), worth, log_probs)
+    beams = [beam for beam in decoder.decode_beams(logits, **ALL, **hot) if "⁇" not in beam[0]]
+    assert_beams(beams, worth, log_probs)
 
 
 @pytest.mark.parametrize("labels", [LETTERS, PIECES], ids=["letters", "pieces"])
@@ -276,6 +278,8 @@ def assert_same_beams(found, expected, count, rtol=1e-4):
     """The same texts with the same scores; which of equal ones comes first is left open."""
     ours = {beam[0]: beam[-2:] for beam in found}
     for text, *_, log_prob, score in expected[:count]:
+        if log_prob < -30:  # texts of what is clipped
+            continue
         np.testing.assert_allclose(ours[text], (log_prob, score), rtol, 1e-4)
     assert found[0][0] == expected[0][0]
 
@@ -288,7 +292,7 @@ def test_beside_pyctcdecode_with_a_model(theirs, options, grams, tmp_path, rng):
     path = tmp_path / "words.arpa"
     path.write_text(as_kenlm_wants(grams))
     logits = 3 * rng.normal(size=(FRAMES, 4))
-    logits[-1, 1] = -99  # no space at the end
+    logits[-1, :2] = -99  # a letter at the end
     ours = build_ctcdecoder(LETTERS, str(path), **options)
     other = theirs(LETTERS, str(path), **options)
     for more in ({}, {"hotwords": ["ab"], "hotword_weight": 3.0}):
