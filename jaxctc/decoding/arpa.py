@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxctc._core import checks
 from jaxctc.decoding.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
 
 _MARKS = (b"<s>", b"</s>")
 _LONGEST_LINE = 2**16
+_KENLM = b"mmap lm http://kheafield.com/code"
 
 
 class TokenNGrams(NamedTuple):
@@ -60,10 +61,10 @@ class WordState(NamedTuple):
 
 
 class WordNGrams(NamedTuple):
-    """An n-gram model whose words are spelt by tokens, a separator between them."""
+    """An n-gram model whose words are spelt by tokens."""
 
-    separator: Int[Array, ""]
-    """The class id that ends a word."""
+    ends_word: Bool[Array, " K+1"]
+    """Before which class ids a word ends: the separator, and those that begin the next word."""
     spelling: Automaton
     """Beginnings of words as states, class ids as tokens."""
     words: Int[Array, " states"]
@@ -80,19 +81,25 @@ class WordNGrams(NamedTuple):
         self, state: WordState, token: Int[ArrayLike, ""]
     ) -> tuple[Float[Array, ""], WordState]:
         """Log-probability, in nats, of the word that the token ends; 0 within words."""
-        log_prob, ended = self._end_word(state)
+        log_prob, ended = self.end_word(state)
+        is_end = self.is_end(token)
+        state = jax.tree.map(lambda a, b: jnp.where(is_end, a, b), ended, state)
         _, spelt = self.spelling.score_and_advance(state.spelt, token)
-        is_end = jnp.asarray(token, jnp.int32) == self.separator
-        within = WordState(spelt, state.context)
-        state = jax.tree.map(lambda a, b: jnp.where(is_end, a, b), ended, within)
-        return jnp.where(is_end, log_prob, jnp.zeros_like(log_prob)), state
+        score = jnp.where(is_end, log_prob, jnp.zeros_like(log_prob))
+        return score, WordState(spelt, state.context)
+
+    def is_end(self, token: Int[ArrayLike, ""]) -> Bool[Array, ""]:
+        """Whether the word before `token` ends there."""
+        token, classes = jnp.asarray(token, jnp.int32), np.int32(self.ends_word.shape[0] - 1)
+        return self.ends_word[jnp.where((token >= 0) & (token < classes), token, classes)]
 
     def final_score(self, state: WordState) -> Float[Array, ""]:
         """Log-probability, in nats, of the last word, if it is yet to be ended, and of `</s>`."""
-        log_prob, ended = self._end_word(state)
+        log_prob, ended = self.end_word(state)
         return log_prob + self.ngrams.final_score(ended.context)
 
-    def _end_word(self, state: WordState) -> tuple[Float[Array, ""], WordState]:
+    def end_word(self, state: WordState) -> tuple[Float[Array, ""], WordState]:
+        """Log-probability, in nats, of the word so far, and the state after it."""
         word = self.words[state.spelt]
         log_prob, context = self.ngrams.score_and_advance(state.context, word)
         is_empty = state.spelt == self.spelling.initial_state
@@ -116,7 +123,7 @@ def read_arpa(
     path: str | os.PathLike[str],
     tokens: Sequence[str | None],
     *,
-    separator: int,
+    separator: int | str,
     unknown_log_prob: float = ...,
 ) -> WordNGrams: ...
 
@@ -125,7 +132,7 @@ def read_arpa(
     path: str | os.PathLike[str],
     tokens: Sequence[str | None],
     *,
-    separator: int | None = None,
+    separator: int | str | None = None,
     unknown_log_prob: float = -100.0,
 ) -> TokenNGrams | WordNGrams:
     r"""An n-gram model with back-off, of any order, from a file in the ARPA format.
@@ -148,7 +155,8 @@ def read_arpa(
       tokens: names of the classes, in the order of their ids. A None names nothing. A name of
         the blank does no harm, as no decoder emits it.
       separator: static class id of what stands between words; a negative one counts from the
-        last class. None takes every token for a word.
+        last class. A string such as "▁" stands, as in `Vocabulary`, between words or at the
+        beginning of tokens that begin a word. None takes every token for a word.
       unknown_log_prob: nats for what is not in the file, if `<unk>` is not either; back-off is
         added. -inf excludes it.
 
@@ -158,7 +166,8 @@ def read_arpa(
 
     Raises:
       ValueError: if the file is malformed or truncated or disagrees with its own counts, with
-        the number of the line; if it is too large for int32; if no token occurs in it.
+        the number of the line; if it is in KenLM's binary format, or too large for int32; if no
+        token occurs in it, or none begins with a `separator` that is a string.
       OSError: if the file cannot be opened.
 
     Example:
@@ -178,18 +187,41 @@ def read_arpa(
     names = _names(tokens)
     if not unknown_log_prob < math.inf:
         checks.fail("read_arpa", "unknown_log_prob", "be a number below inf", unknown_log_prob)
-    if separator is not None:
-        separator = checks.class_id("read_arpa", "separator", separator, len(names))
-    ngrams = _read_file(path)
     if separator is None:
+        ngrams = read_ngrams(path)
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
         return TokenNGrams(words, ngrams.automaton(unknown_log_prob))
-    beginnings, spelling = _spelling(names, ngrams.vocabulary)
-    words, contexts = ngrams.words_named(beginnings), ngrams.automaton(unknown_log_prob)
-    return WordNGrams(jnp.asarray(separator, jnp.int32), spelling, words, contexts)
+    if isinstance(separator, str):
+        mark = separator.encode()
+        ends_word = np.array([bool(mark) and name.startswith(mark) for name in names])
+        if not ends_word.any():
+            requirement, remedy = "begin some token", 'SentencePiece writes "▁".'
+            checks.fail("read_arpa", "separator", requirement, repr(separator), remedy)
+        names = [name.removeprefix(mark) for name in names]
+    else:
+        between = checks.class_id("read_arpa", "separator", separator, len(names))
+        ends_word = np.arange(len(names)) == between
+        names[between] = b""
+    return word_ngrams(read_ngrams(path), names, ends_word, unknown_log_prob)
 
 
-class _NGrams:
+def word_ngrams(
+    ngrams: "NGrams",
+    names: list[bytes],
+    ends_word: Bool[np.ndarray, " K"],
+    unknown_log_prob: float,
+) -> WordNGrams:
+    """The model whose words are spelt by tokens, some of which end the word before them."""
+    beginnings, spelling = _spelling(names, ends_word, ngrams.vocabulary)
+    return WordNGrams(
+        ends_word=jnp.asarray(np.append(ends_word, False)),
+        spelling=spelling,
+        words=ngrams.words_named(beginnings),
+        ngrams=ngrams.automaton(unknown_log_prob),
+    )
+
+
+class NGrams:
     """N-grams by number: 0 is the empty one, and those of the file follow in its order.
 
     An n-gram is the context of longer ones, and a state of the automaton, under its number. As
@@ -197,6 +229,7 @@ class _NGrams:
     """
 
     def __init__(self, contexts: int):
+        """None so far, of which so many are to be contexts."""
         self.contexts = contexts
         """How many there are below the highest order."""
         self.vocabulary: dict[bytes, int] = {}
@@ -312,13 +345,20 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 
-def _read_file(path: str | os.PathLike[str]) -> _NGrams:
-    """All n-grams; never a part of them."""
+def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
+    """All n-grams of a file; never a part of them."""
     with open(path, "rb") as raw:
+        if raw.peek(len(_KENLM))[: len(_KENLM)] == _KENLM:
+            remedy = (
+                "Pass the ARPA file that build_binary made it of; nothing makes one of it. From "
+                "text, KenLM makes one by: lmplz -o 3 <TEXT >MODEL.arpa"
+            )
+            got = "KenLM's binary format"
+            checks.fail("read_arpa", os.fspath(path), "be in the ARPA format", got, remedy)
         is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
         lines = _Lines(path, gzip.GzipFile(fileobj=raw) if is_gzip else raw)
         counts = _read_counts(lines)
-        ngrams = _NGrams(contexts=1 + sum(counts[:-1]))
+        ngrams = NGrams(contexts=1 + sum(counts[:-1]))
         for order, count in enumerate(counts, 1):
             _read_section(lines, ngrams, order, count, has_back_offs=order < len(counts))
         if lines.skip_blank() != b"\\end\\":
@@ -347,7 +387,7 @@ def _read_counts(lines: _Lines) -> list[int]:
 
 
 def _read_section(
-    lines: _Lines, ngrams: _NGrams, order: int, count: int, *, has_back_offs: bool
+    lines: _Lines, ngrams: NGrams, order: int, count: int, *, has_back_offs: bool
 ) -> None:
     if lines.skip_blank() != b"\\%d-grams:" % order:
         lines.fail(f"be \\{order}-grams:")
@@ -381,7 +421,7 @@ def _number(lines: _Lines, field: bytes, what: str, least: float, most: float) -
     return value
 
 
-def _context_and_word(lines: _Lines, ngrams: _NGrams, words: list[bytes]) -> tuple[int, int]:
+def _context_and_word(lines: _Lines, ngrams: NGrams, words: list[bytes]) -> tuple[int, int]:
     """Numbers of an n-gram but its last word, and of that; a 1-gram is a new word."""
     if len(words) == 1:
         try:
@@ -398,7 +438,9 @@ def _context_and_word(lines: _Lines, ngrams: _NGrams, words: list[bytes]) -> tup
     return context, ids[-1]
 
 
-def _spelling(names: list[bytes], words: dict[bytes, int]) -> tuple[list[bytes], Automaton]:
+def _spelling(
+    names: list[bytes], ends_word: Bool[np.ndarray, " K"], words: dict[bytes, int]
+) -> tuple[list[bytes], Automaton]:
     """Beginnings of words that tokens can spell, and the automaton whose states they are.
 
     Tokens that put together the same beginning lead to the same state, whichever they are. What
@@ -407,10 +449,11 @@ def _spelling(names: list[bytes], words: dict[bytes, int]) -> tuple[list[bytes],
     ids: dict[bytes, list[int]] = {}
     for token, name in enumerate(names):
         ids.setdefault(name, []).append(token)
-    ids.pop(b"", None)
+    # What is between words spells nothing: it stays at the beginning of a word.
+    between = [token for token in ids.pop(b"", []) if ends_word[token]]
     lengths = sorted({len(name) for name in ids})
 
-    states, arcs = {b"": 0}, {}
+    states, arcs = {b"": 0}, dict.fromkeys(((0, token) for token in between), 0)
     for word in words:
         for start in range(len(word)):
             if word[:start] not in states:

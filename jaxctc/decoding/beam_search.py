@@ -21,8 +21,8 @@ from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
-from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.greedy import Hypotheses
+from jaxctc.decoding.histories import read_back
 from jaxctc.decoding.language_models import LanguageModel, as_language_model
 from jaxctc.decoding.lexicon import Lexicon
 from jaxctc.decoding.prefixes import (
@@ -31,7 +31,6 @@ from jaxctc.decoding.prefixes import (
     Pruning,
     cond_as_select,
     next_prefixes,
-    take,
     where,
 )
 
@@ -45,6 +44,8 @@ class BeamState(NamedTuple):
     """What else there is to know of them."""
     is_nan: Bool[Array, "*B"]
     """True once a frame in use held NaN or +inf."""
+    is_full: Bool[Array, "*B"]
+    """True once so many prefixes came within a `beam_threshold` that a wider beam may hold more."""
 
 
 def prefix_beam_search(
@@ -59,10 +60,11 @@ def prefix_beam_search(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
+    beam_threshold: Float[ArrayLike, ""] | None = None,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
     times: bool = False,
 ) -> Hypotheses:
@@ -88,6 +90,8 @@ def prefix_beam_search(
       min_log_prob: log-probability, in nats, below which a frame does not add a token.
       blank_threshold: probability of the blank above which a frame adds no token and repeats
         none. For one utterance at a time, such frames also cost less. None skips nothing.
+      beam_threshold: nats, 0 or more; a prefix that is worse than the best one by more is
+        dropped, all that is added to its log-probability included. None drops none.
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
         of pure functions of one hypothesis, see `jaxctc.decoding.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
@@ -136,7 +140,7 @@ def prefix_beam_search(
     longest = frames if max_length is None else max_length
     fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
     state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     state = _search(function, state, scores, logit_paddings, fusion, *pruning)
     best = _best(function, state, fusion, num_hypotheses)
     if not times:
@@ -163,7 +167,7 @@ def beam_init(
     batch: Sequence[int] = (),
     beam_width: int = 16,
     language_model: Any = None,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> BeamState:
@@ -206,10 +210,11 @@ def beam_step(
     top_k: int | None = None,
     min_log_prob: Float[ArrayLike, ""] = -jnp.inf,
     blank_threshold: Float[ArrayLike, ""] | None = None,
+    beam_threshold: Float[ArrayLike, ""] | None = None,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
     length_bonus: Float[ArrayLike, ""] = 0.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
 ) -> BeamState:
     """Takes the next frames into the beam, any number of them at a time.
@@ -217,7 +222,8 @@ def beam_step(
     Args:
       state: of `beam_init` or the last `beam_step`; it is not changed.
       logits, logit_paddings: the next frames, as of `prefix_beam_search`.
-      blank_id, logits_normalized, top_k, min_log_prob, blank_threshold: as there.
+      blank_id, logits_normalized, top_k: as there.
+      min_log_prob, blank_threshold, beam_threshold: as there.
       language_model, lm_weight, length_bonus, hot_words, lexicon: as there.
 
     Returns:
@@ -239,7 +245,7 @@ def beam_step(
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
     fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
-    pruning = (blank_id, logits_normalized, top_k, min_log_prob, blank_threshold)
+    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
 
@@ -249,7 +255,7 @@ def beam_finish(
     num_hypotheses: int = 1,
     language_model: Any = None,
     lm_weight: Float[ArrayLike, ""] = 1.0,
-    hot_words: Automaton | None = None,
+    hot_words: LanguageModel | None = None,
     lexicon: Lexicon | None = None,
 ) -> Hypotheses:
     """The best label sequences in the beam, if the utterance ends here.
@@ -345,7 +351,7 @@ def _first_state(
         ),
     )
     labels = jnp.full((*batch, width, longest), -1, jnp.int32)
-    return BeamState(labels, prefixes, jnp.zeros(batch, bool))
+    return BeamState(labels, prefixes, jnp.zeros(batch, bool), jnp.zeros(batch, bool))
 
 
 def _search(
@@ -359,6 +365,7 @@ def _search(
     top_k: Any,
     min_log_prob: Any,
     blank_threshold: Any,
+    beam_threshold: Any,
 ) -> BeamState:
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     _check_models(function, state, fusion)
@@ -368,16 +375,19 @@ def _search(
     checks.not_explicit(function, logits=scores, logit_paddings=padded)
     width, longest = state.labels.shape[-2:]
     candidates = 2 * width + 1 if top_k is None else checks.count(function, "top_k", top_k, 1)
-    threshold, precision = blank_threshold, state.prefixes.blank.dtype
-    if threshold is not None:
-        threshold = checks.number(function, "blank_threshold", threshold).astype(precision)
+    precision = state.prefixes.blank.dtype
+
+    def number(argument: str, value: Any) -> Array | None:
+        return None if value is None else checks.number(function, argument, value).astype(precision)
+
     pruning = Pruning(
         blank=checks.class_id(function, "blank_id", blank_id, classes),
         logits_normalized=logits_normalized,
         candidates=min(candidates, classes - 1),
         max_length=longest,
         min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
-        blank_threshold=threshold,
+        blank_threshold=number("blank_threshold", blank_threshold),
+        beam_threshold=number("beam_threshold", beam_threshold),
     )
     examples = int(np.prod(batch))
     depth = len(batch)
@@ -422,45 +432,54 @@ def _chunk(
             largest, log_sum = (take_one(part, at, 1)[:, None] for part in log_sums)
             log_probs = (log_probs - largest) - log_sum
         prefixes, (parents, tokens) = advance(prefixes, log_probs, used)
-        return prefixes, (tokens + 1) * width + parents  # one array is one write a frame
+        origins = (tokens + 1) * width + parents  # one array is one write a frame
+        if pruning.beam_threshold is None:
+            return prefixes, (origins, None)
+        last = jnp.maximum(prefixes.blank[:, -1], prefixes.label[:, -1])
+        return prefixes, (origins, last > -jnp.inf)
 
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)
-    prefixes, origins = lax.scan(step, first, places)
+    prefixes, (origins, is_full) = lax.scan(step, first, places)
     bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
-    labels = _read_back(state, origins)
-    return BeamState(labels, prefixes, state.is_nan | bad)
+    labels = read_back(state.labels, state.prefixes.lengths, origins)
+    full = state.is_full if is_full is None else state.is_full | jnp.any(is_full, axis=0)
+    return BeamState(labels, prefixes, state.is_nan | bad, full)
 
 
 _compiled_chunk = jax.jit(_chunk)
 
 
-def _read_back(state: BeamState, origins: Int[Array, "T X W"]) -> Int[Array, "X W L"]:
-    """The labels of the prefixes after a chunk, followed back from frame to frame.
+def prefix_scores(
+    state: BeamState,
+    *,
+    language_model: Any = None,
+    lm_weight: Float[ArrayLike, ""] = 1.0,
+    hot_words: LanguageModel | None = None,
+    lexicon: Lexicon | None = None,
+) -> tuple[Float[Array, "*B W"], Float[Array, "*B W"]]:
+    """Log p(labels | logits) of each prefix in the beam, in nats, and its score if it ends here.
 
-    `origins` are (token + 1) · W + slot of the parent, with token -1 for none.
+    Arguments are those of `beam_finish`; the order is that of `state.labels`.
     """
-    width = jnp.asarray(origins.shape[-1], jnp.int32)
-
-    def step(slots, origins):
-        (origin,) = jax.vmap(take)([origins], slots)
-        return lax.rem(origin, width), lax.div(origin, width) - 1
-
-    slots = jnp.broadcast_to(jnp.arange(origins.shape[-1], dtype=jnp.int32), origins.shape[1:])
-    slots = varying_like(slots, origins)
-    slots, added = lax.scan(step, slots, origins, reverse=True)
-    labels = jnp.take_along_axis(state.labels, slots[..., None], axis=1)
-    lengths = jnp.take_along_axis(state.prefixes.lengths, slots, axis=1)
-    return _append(labels, lengths, jnp.moveaxis(added, 0, -1))
+    fusion = _guide("prefix_scores", language_model, lm_weight, 0.0, hot_words, lexicon)
+    _check_models("prefix_scores", state, fusion)
+    offset = jnp.expand_dims(functools.reduce(jnp.add, state.prefixes.offset), -1)
+    acoustic = jnp.logaddexp(state.prefixes.blank, state.prefixes.label) + offset
+    bad = state.is_nan[..., None]
+    return where(~bad, acoustic, jnp.nan), where(~bad, _ranks(state, fusion) + offset, jnp.nan)
 
 
-@functools.partial(jnp.vectorize, signature="(l),(),(t)->(l)")
-def _append(labels, length, added):
-    """Appends what was added to the labels, -1 left out."""
-    is_label = added >= 0
-    places = length + jnp.cumsum(is_label, dtype=jnp.int32) - 1
-    places = where(is_label, places, labels.shape[0])
-    return labels.at[places].set(added, mode="drop")
+def _ranks(state: BeamState, fusion: Fusion) -> Float[Array, "*B W"]:
+    """Scores of the prefixes if they end here, less `offset`."""
+    prefixes = state.prefixes
+    ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
+    if not fusion.models:
+        return ranks
+    final = fusion.final_score
+    for _ in range(prefixes.last.ndim):
+        final = jax.vmap(final)
+    return ranks + final(prefixes.model_states).astype(ranks.dtype)
 
 
 def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) -> Hypotheses:
@@ -470,14 +489,8 @@ def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) 
     number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:
         checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
+    ranks, order = lax.top_k(_ranks(state, fusion), number)
     prefixes = state.prefixes
-    ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
-    final = fusion.final_score
-    for _ in range(prefixes.last.ndim):
-        final = jax.vmap(final)
-    if fusion.models:
-        ranks += final(prefixes.model_states).astype(ranks.dtype)
-    ranks, order = lax.top_k(ranks, number)
     offset = jnp.expand_dims(functools.reduce(jnp.add, prefixes.offset), -1)
     scores = where(~state.is_nan[..., None], ranks + offset, jnp.nan)
     is_there = scores > -jnp.inf

@@ -119,6 +119,12 @@ def _kinds(tree: Any) -> list[tuple[tuple[int, ...], Any]]:
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
+def weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
+    """The product; -inf at any weight, 0 among them, for what is impossible."""
+    worth = worth.astype(jnp.float32)
+    return jnp.where(worth == -jnp.inf, worth, weight * worth)
+
+
 def hot_words(words: Sequence[Sequence[int]], bonus: ArrayLike | Sequence[float]) -> Automaton:
     """A model under which every occurrence of a word is worth a bonus, and nothing else is.
 

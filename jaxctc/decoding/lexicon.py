@@ -83,7 +83,7 @@ class Lexicon(NamedTuple):
         is_known, begun = self.arc(self.initial_state, token)
         is_class, place = self._place(token)
         begins = is_class & self.starts_word[place]
-        is_separator = (token == self.separator) & (token >= 0)
+        is_separator = self._is_separator(token)
 
         begin_score = ended + jnp.where(is_known, nothing, self.unknown_score)
         stray_score = jnp.where(state == lost, nothing, self.unknown_score)
@@ -114,6 +114,15 @@ class Lexicon(NamedTuple):
         count = jnp.sum(lax.population_count(row & before), dtype=jnp.uint32).astype(jnp.int32)
         # One arc more than there are stands at the end, so that the place is always one.
         return is_arc, self.arc_next[self.first_arc[state] + count]
+
+    def is_end(self, token: Int[ArrayLike, ""]) -> Bool[Array, ""]:
+        """Whether a word before `token` ends there."""
+        token = jnp.asarray(token, jnp.int32)
+        is_class, place = self._place(token)
+        return self._is_separator(token) | (is_class & self.starts_word[place])
+
+    def _is_separator(self, token: Int[Array, ""]) -> Bool[Array, ""]:
+        return (token == self.separator) & (token >= 0)
 
     def _place(self, token: Int[Array, ""]) -> tuple[Bool[Array, ""], Int[Array, ""]]:
         """Whether a token is a class, and a class."""

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc._core.normalizer import safe_max
 from jaxctc._core.sharding import varying_like
-from jaxctc.decoding.language_models import LanguageModel
+from jaxctc.decoding.language_models import LanguageModel, weighted
 
 
 class Prefixes(NamedTuple):
@@ -67,7 +67,7 @@ class Fusion(NamedTuple):
         score, news = self.length_bonus, []
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
             worth, new = model.score_and_advance(state, token)
-            score += _weighted(weight, worth)
+            score += weighted(weight, worth)
             news.append(new)
         return score, tuple(news)
 
@@ -75,13 +75,13 @@ class Fusion(NamedTuple):
         """The weighted sum of the models' scores of an end here, in nats."""
         score = jnp.zeros_like(self.length_bonus)
         for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            score += _weighted(weight, model.final_score(state))
+            score += weighted(weight, model.final_score(state))
         return score
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["min_log_prob", "blank_threshold"],
+    data_fields=["min_log_prob", "blank_threshold", "beam_threshold"],
     meta_fields=["blank", "logits_normalized", "candidates", "max_length"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Pruning:
     max_length: int
     min_log_prob: Float[Array, ""]
     blank_threshold: Float[Array, ""] | None
+    beam_threshold: Float[Array, ""] | None
 
 
 def next_prefixes(
@@ -157,9 +158,9 @@ def _extended(
     # Extended by a candidate: W · C sequences, less those that are in the beam already.
     tokens, added = _candidates(log_probs, pruning)
     new = _extendable_mass(prefixes, total, tokens) + added[None]
-    is_there = is_child[..., None] & (prefixes.last[:, None] == tokens[None])[None]
+    is_there = _in_beam(is_child, prefixes.last, tokens)
     is_full = prefixes.lengths >= pruning.max_length
-    new = where(~jnp.any(is_there, axis=1) & ~is_full[:, None], new, -jnp.inf)
+    new = where(~is_there & ~is_full[:, None], new, -jnp.inf)
     worth = prefixes.model_scores[:, None] + _model_scores(prefixes, tokens, fusion).astype(
         new.dtype
     )
@@ -169,6 +170,9 @@ def _extended(
     as_they_are = prefixes._replace(blank=blank, label=label)
     kept, choice = _chosen(prefixes, total, as_they_are, (tokens, added), chosen, fusion)
     alive = best > -jnp.inf
+    if pruning.beam_threshold is not None:
+        # Not best[0]: XLA sorts all places on a CPU, if it needs fewer values than slots.
+        alive &= best >= jnp.max(best) - pruning.beam_threshold
     kept = kept._replace(
         blank=where(alive, kept.blank, -jnp.inf), label=where(alive, kept.label, -jnp.inf)
     )
@@ -194,6 +198,30 @@ def _is_child(prefixes: Prefixes, total: Float[Array, "W"]) -> Bool[Array, "W W"
     longer = prefixes.lengths[:, None] + 1 == prefixes.lengths[None]
     in_beam = total > -jnp.inf
     return same & longer & in_beam[:, None] & in_beam[None]
+
+
+def _in_beam(
+    is_child: Bool[Array, "W W"], last: Int[Array, "W"], tokens: Int[Array, "C"]
+) -> Bool[Array, "W C"]:
+    """Whether the beam holds the prefix that a token makes of each one.
+
+    For wide beams a CPU writes W places much faster than it compares W · W · C.
+    """
+    is_last = last[:, None] == tokens[None]
+
+    def written():
+        is_one = jnp.any(is_child, axis=0) & jnp.any(is_last, axis=1)
+        parents, column = (
+            lax.argmax(part, axis, jnp.int32) for part, axis in ((is_child, 0), (is_last, 1))
+        )
+        nowhere = jnp.full_like(column, tokens.shape[0])
+        nothing = varying_like(jnp.zeros(is_last.shape, bool), is_last)
+        return nothing.at[parents, jnp.where(is_one, column, nowhere)].set(True, mode="drop")
+
+    def compared():
+        return jnp.any(is_child[..., None] & is_last[None], axis=1)
+
+    return lax.platform_dependent(cpu=written, default=compared)
 
 
 def _extendable_mass(
@@ -300,12 +328,6 @@ def _centred(prefixes: Prefixes) -> Prefixes:
         label=prefixes.label - best,
         offset=(after, lost),
     )
-
-
-def _weighted(weight: Float[Array, ""], worth: Array) -> Float[Array, ""]:
-    """The product; -inf at any weight, 0 among them, for what is impossible."""
-    worth = worth.astype(jnp.float32)
-    return jnp.where(worth == -jnp.inf, worth, weight * worth)
 
 
 def where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:
