@@ -21,12 +21,12 @@ from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
+from jaxctc.decoding.fusion import Fusion, fusion_of
 from jaxctc.decoding.greedy import Hypotheses
 from jaxctc.decoding.histories import read_back
-from jaxctc.decoding.language_models import LanguageModel, as_language_model
+from jaxctc.decoding.language_models import LanguageModel
 from jaxctc.decoding.lexicon import Lexicon
 from jaxctc.decoding.prefixes import (
-    Fusion,
     Prefixes,
     Pruning,
     cond_as_select,
@@ -138,7 +138,7 @@ def prefix_beam_search(
     scores = checks.class_scores(function, "logits", logits)
     frames = scores.shape[-2]
     longest = frames if max_length is None else max_length
-    fusion = _guide(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
+    fusion = fusion_of(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
     state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
     pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     state = _search(function, state, scores, logit_paddings, fusion, *pruning)
@@ -196,7 +196,7 @@ def beam_init(
     """
     if not isinstance(batch, Sequence):
         checks.fail("beam_init", "batch", "be a tuple of sizes", batch, f"One axis is ({batch},).")
-    fusion = _guide("beam_init", language_model, 1.0, 0.0, hot_words, lexicon)
+    fusion = fusion_of("beam_init", language_model, 1.0, 0.0, hot_words, lexicon)
     return _first_state("beam_init", tuple(batch), beam_width, max_length, fusion, dtype)
 
 
@@ -244,7 +244,7 @@ def beam_step(
     if scores.shape[:-2] != state.is_nan.shape:
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
-    fusion = _guide("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
+    fusion = fusion_of("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
     pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
 
@@ -280,38 +280,8 @@ def beam_finish(
       >>> float(beam_finish(beam_init(3)).scores[0])
       0.0
     """
-    fusion = _guide("beam_finish", language_model, lm_weight, 0.0, hot_words, lexicon)
+    fusion = fusion_of("beam_finish", language_model, lm_weight, 0.0, hot_words, lexicon)
     return _best("beam_finish", state, fusion, num_hypotheses)
-
-
-def _guide(
-    function: str,
-    language_model: Any,
-    lm_weight: Any,
-    length_bonus: Any,
-    hot_words: Any,
-    lexicon: Any,
-) -> Fusion:
-    weight = checks.number(function, "lm_weight", lm_weight).astype(jnp.float32)
-    bonus = checks.number(function, "length_bonus", length_bonus).astype(jnp.float32)
-    models, weights = [], []
-    if language_model is not None:
-        models.append(as_language_model(language_model, function=function))
-        weights.append(weight)
-    if hot_words is not None:
-        if not isinstance(hot_words, LanguageModel):
-            kind = type(hot_words).__name__
-            checks.fail(function, "hot_words", "be what jaxctc.hot_words returns", f"a {kind}")
-        models.append(as_language_model(hot_words, function=function))
-        weights.append(jnp.ones((), jnp.float32))
-    if lexicon is not None:
-        if not isinstance(lexicon, Lexicon):
-            remedy = "From a list of words, jaxctc.build_lexicon makes one."
-            kind = type(lexicon).__name__
-            checks.fail(function, "lexicon", "be a jaxctc.Lexicon", f"a {kind}", remedy)
-        models.append(lexicon)
-        weights.append(jnp.ones((), jnp.float32))
-    return Fusion(tuple(models), tuple(weights), bonus)
 
 
 def _check_models(function: str, state: BeamState, fusion: Fusion) -> None:
@@ -450,7 +420,7 @@ def _chunk(
 _compiled_chunk = jax.jit(_chunk)
 
 
-def prefix_scores(
+def beam_scores(
     state: BeamState,
     *,
     language_model: Any = None,
@@ -462,8 +432,8 @@ def prefix_scores(
 
     Arguments are those of `beam_finish`; the order is that of `state.labels`.
     """
-    fusion = _guide("prefix_scores", language_model, lm_weight, 0.0, hot_words, lexicon)
-    _check_models("prefix_scores", state, fusion)
+    fusion = fusion_of("beam_scores", language_model, lm_weight, 0.0, hot_words, lexicon)
+    _check_models("beam_scores", state, fusion)
     offset = jnp.expand_dims(functools.reduce(jnp.add, state.prefixes.offset), -1)
     acoustic = jnp.logaddexp(state.prefixes.blank, state.prefixes.label) + offset
     bad = state.is_nan[..., None]

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc._core.normalizer import safe_max
 from jaxctc._core.sharding import varying_like
-from jaxctc.decoding.language_models import LanguageModel, weighted
+from jaxctc.decoding.fusion import Fusion
 
 
 class Prefixes(NamedTuple):
@@ -48,35 +48,6 @@ class Prefixes(NamedTuple):
     """What language model, hot words, lexicon and length bonus have added."""
     model_states: Any
     """The states of the language models, `[*B, W, …]` in every leaf."""
-
-
-class Fusion(NamedTuple):
-    """What is added to the acoustic scores of prefixes: models with weights, and a length bonus."""
-
-    models: tuple[LanguageModel, ...]
-    weights: tuple[Float[Array, ""], ...]
-    length_bonus: Float[Array, ""]
-
-    @property
-    def initial_state(self) -> tuple[Any, ...]:
-        """The first state of every model."""
-        return tuple(model.initial_state for model in self.models)
-
-    def score_and_advance(self, states, token):
-        """The weighted sum of the models' scores of a token, in nats, and their states after it."""
-        score, news = self.length_bonus, []
-        for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            worth, new = model.score_and_advance(state, token)
-            score += weighted(weight, worth)
-            news.append(new)
-        return score, tuple(news)
-
-    def final_score(self, states):
-        """The weighted sum of the models' scores of an end here, in nats."""
-        score = jnp.zeros_like(self.length_bonus)
-        for model, weight, state in zip(self.models, self.weights, states, strict=True):
-            score += weighted(weight, model.final_score(state))
-        return score
 
 
 @functools.partial(

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxctc.alignment import forced_align
-from jaxctc.decoding.beam_search import beam_init, beam_step, prefix_scores
+from jaxctc.decoding.beam_search import beam_init, beam_scores, beam_step
 from jaxctc.decoding.likely_tokens import LikelyFrames
 
 _LARGEST_BATCH = 16
@@ -126,7 +126,7 @@ def _search(
         **guide,
     )
     states = state.prefixes.model_states
-    return state.is_full, state.labels, *prefix_scores(state, **guide), states
+    return state.is_full, state.labels, *beam_scores(state, **guide), states
 
 
 @functools.partial(jax.jit, static_argnames=("blank_id",))
