@@ -275,7 +275,7 @@ def decode(digit_lines):
 def test_n_grams_are_distributions(decode, tmp_path):
     texts = ["19690720", "19691224", "20000101", "11"]
     path = tmp_path / "few.arpa"
-    decode.write_arpa(decode.estimate(texts), path)
+    decode.write_arpa(decode.estimate(texts, decode.DIGITS, decode.ORDER), path)
     model = jaxctc.read_arpa(path, decode.NAMES)
     for text in ["", *texts, "1969", "77", "02000"]:
         state = model.initial_state
