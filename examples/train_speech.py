@@ -76,7 +76,9 @@ class Listener(nnx.Module):
         self.log_priors = nnx.BatchStat(jnp.full(CLASSES, -jnp.log(CLASSES)))
         conv = functools.partial(nnx.Conv, rngs=rngs)
         self.sounds = conv(BANDS, features, kernel_size=5)
-        self.frames = conv(features, features, kernel_size=5, strides=STRIDE)
+        # Output t is centred on the middle one of the STRIDE frames that it stands for.
+        kept = {"kernel_size": 5, "strides": STRIDE, "padding": [(1, 3)]}
+        self.frames = conv(features, features, **kept)
         self.norms = nnx.List([nnx.LayerNorm(features, rngs=rngs) for _ in range(layers)])
         self.context = nnx.List([conv(features, features, kernel_size=7) for _ in range(layers)])
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
