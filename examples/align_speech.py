@@ -16,6 +16,7 @@ lines beside it?
 
 import argparse
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from telephone_prompts import (
     load_prompts,
     sounds,
     split_prompts,
+    trim,
 )
 from tqdm import tqdm
 from train_speech import FRAME_SECONDS, STRIDE, VOCABULARY, Listener, restore
@@ -48,6 +50,8 @@ import matplotlib.pyplot as plt
 
 CHUNK, CONTEXT = 3000, 60
 """Frames of features that are scored at a time, and as many more on either side as can matter."""
+PAUSES = (0.2, 1.0)
+"""Seconds between two prompts, drawn at random."""
 DAMAGED = 10
 """Every so many lines, the text of one is not what is said."""
 WILDCARD_PENALTY = 0.5
@@ -62,10 +66,10 @@ def long_recording(prompts: Sequence[Prompt], minutes: int, rng: np.random.Gener
     while seconds < 60 * minutes:
         for place in rng.permutation(len(prompts)):
             chosen.append(prompts[place])
-            seconds += len(prompts[place].samples) / RATE + 0.6
+            seconds += len(trim(prompts[place].samples)) / RATE + sum(PAUSES) / 2
             if seconds >= 60 * minutes:
                 break
-    recording = join(chosen, rng.uniform(0.2, 1.0, len(chosen) + 1))
+    recording = join(chosen, rng.uniform(*PAUSES, len(chosen) + 1))
     return recording._replace(samples=add_noise(recording.samples, rng))
 
 
@@ -161,6 +165,11 @@ class Errors(NamedTuple):
     ends: np.ndarray
 
     @property
+    def off(self) -> np.ndarray:
+        """At all edges."""
+        return np.concatenate([self.starts, self.ends])
+
+    @property
     def beside(self) -> np.ndarray:
         """At the edges that face a line whose text may be damaged."""
         bad = np.arange(DAMAGED // 2, len(self.starts), DAMAGED)
@@ -179,7 +188,7 @@ def errors_of(recording: Recording, found: dict[int, jaxctc.Span]) -> Errors:
 def report(name: str, errors: Errors) -> None:
     """One row: all edges, then those beside a line whose text may be damaged."""
     shares = []
-    for part in (np.concatenate(errors[:2]), errors.beside):
+    for part in (errors.off, errors.beside):
         off = np.abs(part[np.isfinite(part)])
         shares += [
             f"{np.median(off):7.0f}{np.percentile(off, 90):7.0f}"
@@ -189,7 +198,15 @@ def report(name: str, errors: Errors) -> None:
 
 
 def print_lines(recording: Recording, lines: list[jaxctc.Span]) -> None:
-    """When the first lines are said, and when they were found."""
+    """On which side lines are wrong; then when the first ones are said, and when they are found."""
+    errors = errors_of(recording, dict(enumerate(lines)))
+    late, early = np.median(errors.starts), -np.median(errors.ends)
+    cuts = [(one.end + other.start) / 2 for one, other in itertools.pairwise(lines)]
+    is_silent = (recording.ends[:-1] <= cuts) & (cuts <= recording.starts[1:])
+    print(
+        f"in the median lines are found to begin {late:.0f} ms late and to end {early:.0f} ms early"
+    )
+    print(f"half way from one line to the next is the pause between them: {is_silent.mean():.1%}")
     print("\nsaid from    to   found from    to  least confidence of a word")
     columns = zip(recording.starts, recording.ends, lines, strict=True)
     for start, end, line in list(columns)[:SHOWN]:
