@@ -440,6 +440,7 @@ def main() -> None:
     parser.add_argument(
         "--sounds", type=sounds, default="/", help="where packages lie (default: /)"
     )
+    parser.add_argument("--prompts", type=positive, help="so many at most (default: all)")
     parser.add_argument("--steps", type=positive, default=900, help="updates (default: 900)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and training (default: 0)")
     parser.add_argument("--prior-scale", type=share, default=0.0, help="0 to 1 (default: 0)")
@@ -447,7 +448,10 @@ def main() -> None:
     parser.add_argument("--output", type=folder, help="for picture and network (default: none)")
     arguments = parser.parse_args()
 
-    split = split_prompts(load_prompts(arguments.sounds))
+    prompts = load_prompts(arguments.sounds)
+    if arguments.prompts is not None:
+        prompts = prompts[:: -(-len(prompts) // arguments.prompts)]
+    split = split_prompts(prompts)
     validation = batches_of(split.validation)
     model = train(split.train, validation, arguments)
     if arguments.output is not None:
