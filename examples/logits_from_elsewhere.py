@@ -11,6 +11,7 @@ answers are known. Run it with
 """
 
 import argparse
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -58,8 +59,7 @@ class Recogniser:
 
     def __init__(self, path: Path) -> None:
         """Reads the model, and its characters, which are stored within."""
-        import onnxruntime
-
+        onnxruntime = importlib.import_module("onnxruntime")  # the extra `ocr` has it
         providers = ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         characters = self._session.get_modelmeta().custom_metadata_map["character"].splitlines()
