@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from command_line import OneLine, folder, positive, seed
+from command_line import OneLine, folder, positive, seed, share
 from digit_lines import CLASSES, Lines, Scans, load_scans, make_lines
 from flax import nnx
 from tqdm import tqdm
@@ -165,22 +165,12 @@ def save_first_line(model: Reader, lines: Lines, priors: Priors, folder: Path) -
     (folder / "tokens.txt").write_text("\n".join(NAMES))
 
 
-def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
-    return value
-
-
 def main() -> None:
     """Trains, aligns, prints and draws."""
     parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=600, help="updates (default: 600)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
-    parser.add_argument("--prior-scale", type=_scale, default=0.4, help="0 to 1 (default: 0.4)")
+    parser.add_argument("--prior-scale", type=share, default=0.4, help="0 to 1 (default: 0.4)")
     parser.add_argument("--output", type=folder, help="for the picture and a line (default: none)")
     arguments = parser.parse_args()
 

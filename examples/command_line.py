@@ -28,6 +28,17 @@ def seed(text: str) -> int:
     return _integer(text, 0, "an integer that is not negative")
 
 
+def share(text: str) -> float:
+    """An option's value from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+    return value
+
+
 def _integer(text: str, least: int, kind: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be {kind}; got {text!r}")

@@ -20,8 +20,6 @@ the recurring ones). Run it with
 
 import argparse
 import itertools
-import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import date, timedelta
 from pathlib import Path
@@ -34,6 +32,7 @@ import numpy as np
 from command_line import OneLine, folder, positive, seed
 from digit_lines import Lines, load_scans, make_lines, write_lines
 from flax import nnx
+from ngrams import estimate, write_arpa
 from tqdm import tqdm
 from train_digits import NAMES, Reader, new_reader, train_step
 
@@ -44,6 +43,7 @@ import matplotlib.pyplot as plt
 
 BATCH, SHOWN, DRAWN = 32, 3, 2
 RECURRING = ["19181111", "19450508", "19690720", "19891109", "20000101"]
+DIGITS = "0123456789"
 ORDER, SAMPLE = 5, 10_000
 """Of the n-gram model, and how many dates it is estimated from."""
 LM_WEIGHTS, LENGTH_BONUSES = (0.25, 0.5, 1.0), (0.0, 1.0, 2.0, 3.0)
@@ -70,67 +70,11 @@ def draw_texts(lines: int, rng: np.random.Generator) -> Texts:
     return Texts(sample, *(page.tolist() for page in pages))
 
 
-NGram = tuple[str, ...]
-
-
-class NGrams(NamedTuple):
-    """A model with back-off, as an ARPA file has it."""
-
-    probabilities: dict[NGram, float]
-    """Of the last token of an n-gram after the others; shorter n-grams first."""
-    back_offs: dict[NGram, float]
-    """What a context leaves, for the tokens it was not seen with, to the context one shorter."""
-
-
-def count_followers(texts: Iterable[str]) -> dict[NGram, Counter[str]]:
-    """How often each token follows each context of fewer than ORDER tokens."""
-    followers: dict[NGram, Counter[str]] = defaultdict(Counter)
-    for text in texts:
-        tokens = ["<s>", *text, "</s>"]
-        for place in range(1, len(tokens)):
-            for start in range(max(0, place - ORDER + 1), place + 1):
-                followers[tuple(tokens[start:place])][tokens[place]] += 1
-    return followers
-
-
-def estimate(texts: Iterable[str]) -> NGrams:
-    """Witten and Bell's estimate: a context's own frequencies, mixed with those of a shorter one.
-
-    If k different tokens were seen in a context, n in all, the shorter context has a share of
-    k / (k + n) in the mixture. Behind no context, tokens are mixed with equally likely ones.
-    """
-    followers, tokens = count_followers(texts), [*"0123456789", "</s>"]
-    ngrams = NGrams({("<s>",): 1e-99}, {})  # the usual figure for what never comes again
-    for context in sorted(followers, key=len):
-        seen = followers[context]
-        share = len(seen) / (len(seen) + seen.total())
-        ngrams.back_offs[context] = share
-        for token in seen if context else tokens:
-            shorter = ngrams.probabilities[(*context[1:], token)] if context else 1 / len(tokens)
-            mixed = (1 - share) * seen[token] / seen.total() + share * shorter
-            ngrams.probabilities[(*context, token)] = mixed
-    return ngrams
-
-
-def write_arpa(ngrams: NGrams, path: Path) -> None:
-    """Writes the model to a file, with logarithms to base 10."""
-    entries: list[list[str]] = [[] for _ in range(ORDER)]
-    for ngram, probability in ngrams.probabilities.items():
-        fields = [f"{math.log10(probability):.6f}", " ".join(ngram)]
-        if ngram in ngrams.back_offs:
-            fields.append(f"{math.log10(ngrams.back_offs[ngram]):.6f}")
-        entries[len(ngram) - 1].append("\t".join(fields))
-    counts = [f"ngram {order}={len(lines)}" for order, lines in enumerate(entries, 1)]
-    sections = [f"\\{order}-grams:\n" + "\n".join(lines) for order, lines in enumerate(entries, 1)]
-    text = "\n\n".join(["\n".join(["\\data\\", *counts]), *sections, "\\end\\"])
-    path.write_text(text + "\n")
-
-
 def date_model(texts: Iterable[str], output: Path | None) -> jaxctc.TokenNGrams:
     """An n-gram model of dates, by way of a file, which stays if there is a folder for it."""
     with TemporaryDirectory() as temporary:
         path = (output or Path(temporary)) / "dates.arpa"
-        write_arpa(estimate(texts), path)
+        write_arpa(estimate(texts, DIGITS, ORDER), path)
         return jaxctc.read_arpa(path, NAMES)
 
 

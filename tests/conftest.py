@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import sys
 from pathlib import Path
 
 # Most of the time of the suite goes into compiling, as a user's program is compiled. What took a
@@ -71,3 +72,17 @@ def pretend(monkeypatch):
         monkeypatch.setattr(lax, "platform_dependent", functools.partial(choose, platform))
 
     return pretend
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """What an example says of arguments that it does not take, in this process, which is faster."""
+
+    def of(name, *arguments):
+        example = pytest.importorskip(name, reason="needs the extra `examples`")
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            example.main()
+        return capsys.readouterr().err
+
+    return of

@@ -10,39 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from scripts import EXAMPLES, run
 
 import jaxctc
 from jaxctc import __main__ as command
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENCE = 300
 """Seconds for a process that needs twenty."""
-
-
-def run(script, *arguments):
-    command = [sys.executable, EXAMPLES / script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys):
-    """What an example says of arguments that it does not take, in this process, which is faster."""
-
-    def of(name, *arguments):
-        example = pytest.importorskip(name, reason="needs the extra `examples`")
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit, match=r"^2$"):
-            example.main()
-        return capsys.readouterr().err
-
-    return of
 
 
 @pytest.fixture
@@ -289,7 +269,7 @@ def decode(digit_lines):
 def test_n_grams_are_distributions(decode, tmp_path):
     texts = ["19690720", "19691224", "20000101", "11"]
     path = tmp_path / "few.arpa"
-    decode.write_arpa(decode.estimate(texts), path)
+    decode.write_arpa(decode.estimate(texts, decode.DIGITS, decode.ORDER), path)
     model = jaxctc.read_arpa(path, decode.NAMES)
     for text in ["", *texts, "1969", "77", "02000"]:
         state = model.initial_state
