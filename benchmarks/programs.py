@@ -18,6 +18,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding
 
 import jaxctc
+from jaxctc._core.changes import LEAST_CLASSES
 from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch
 from jaxctc.adapters import frame_objectives as entrywise
 from jaxctc.adapters import optax as like_optax
@@ -86,6 +87,7 @@ def programs(sizes: Sizes) -> dict[str, Program]:
         name: Program(function, arguments, most_turns)
         for entries, most_turns in (
             (_of_the_lattice(sizes), frames),
+            (_of_changes(sizes), frames * -(-sizes.classes // LEAST_CLASSES)),
             (_of_decoding(sizes), frames),
             (_of_tokens(sizes), labels),
             (_of_frames(sizes), 0),
@@ -202,13 +204,11 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
             lambda key, *a: jaxctc.sample_alignments(jax.random.key(key), *a, num_samples=4),
             (ShapeDtypeStruct((), jnp.uint32), *ctc),
         ),
-        "insertion_scores": (jaxctc.insertion_scores, ctc),
         "purpose_loss, gradient": (
             grad(_purpose_loss, 1),
             (ShapeDtypeStruct((), jnp.uint32), *ctc),
         ),
         "is_feasible": (jaxctc.is_feasible, ctc),
-        "substitution_scores": (jaxctc.substitution_scores, ctc),
         "validate (checkify)": (_validated, ctc),
     }
     for name in (
@@ -235,6 +235,15 @@ def _validated(*arguments: Any) -> Any:
     """The error that `checkify` returns; None while there is none."""
     error, _ = checkify.checkify(jaxctc.validate)(*arguments)
     return error
+
+
+def _of_changes(sizes: Sizes) -> Entries:
+    """They go over the frames once for each chunk of classes."""
+    ctc = ctc_shapes(sizes)
+    return {
+        "insertion_scores": (jaxctc.insertion_scores, ctc),
+        "substitution_scores": (jaxctc.substitution_scores, ctc),
+    }
 
 
 def _of_decoding(sizes: Sizes) -> Entries:
