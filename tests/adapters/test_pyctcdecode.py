@@ -296,8 +296,9 @@ def test_beside_pyctcdecode_with_a_model(theirs, options, grams, tmp_path, rng):
     ours = build_ctcdecoder(LETTERS, str(path), **options)
     other = theirs(LETTERS, str(path), **options)
     for more in ({}, {"hotwords": ["ab"], "hotword_weight": 3.0}):
-        expected = other.decode_beams(logits, **ALL, **more)
-        assert_same_beams(ours.decode_beams(logits, **ALL, **more), expected, 5)
+        unpruned = {**ALL, "token_min_logp": -30.0, **more}  # not the clipped space at the end
+        expected = other.decode_beams(logits, **unpruned)
+        assert_same_beams(ours.decode_beams(logits, **unpruned), expected, 5)
 
 
 def as_kenlm_wants(grams):
