@@ -113,7 +113,7 @@ def frame_paddings(sample_paddings: ArrayLike) -> jax.Array:
 
 
 class Objective(NamedTuple):
-    """What is added to the CTC loss of a masked view."""
+    """The weights of what belongs to the loss beside the labels."""
 
     prior_scale: ArrayLike
     consistency: ArrayLike
