@@ -117,7 +117,7 @@ def test_all_texts_with_a_model(labels, boundary, grams, model_path, rng):
     names = NAMES["letters" if labels is LETTERS else "pieces"]
     logits = some_logits(labels, rng)
     log_probs = all_texts(logits, names)
-    options = {"alpha": 0.7, "beta": 0.3, "unk_score_offset": -2.0}
+    options: dict[str, Any] = {"alpha": 0.7, "beta": 0.3, "unk_score_offset": -2.0}
     decoder = build_ctcdecoder(labels, model_path, lm_score_boundary=boundary)
     decoder.reset_params(**options)
     known = ["a", "b", "ab", "bb"]
