@@ -90,8 +90,7 @@ def prefix_beam_search(
       min_log_prob: log-probability, in nats, below which a frame does not add a token.
       blank_threshold: probability of the blank above which a frame adds no token and repeats
         none. For one utterance at a time, such frames also cost less. None skips nothing.
-      beam_threshold: nats, 0 or more; a prefix that is worse than the best one by more is
-        dropped, all that is added to its log-probability included. None drops none.
+      beam_threshold: nats; a prefix whose score is further below the best one is dropped.
       language_model: a model of `read_arpa`, or the tuple `(initial_state, score_and_advance)`
         of pure functions of one hypothesis, see `jaxctc.decoding.language_models.LanguageModel`.
       lm_weight: factor of its log-probabilities.
@@ -446,9 +445,7 @@ def _ranks(state: BeamState, fusion: Fusion) -> Float[Array, "*B W"]:
     ranks = jnp.logaddexp(prefixes.blank, prefixes.label) + prefixes.model_scores
     if not fusion.models:
         return ranks
-    final = fusion.final_score
-    for _ in range(prefixes.last.ndim):
-        final = jax.vmap(final)
+    final = functools.reduce(lambda f, _: jax.vmap(f), ranks.shape, fusion.final_score)
     return ranks + final(prefixes.model_states).astype(ranks.dtype)
 
 

@@ -18,7 +18,7 @@ from jaxctc.adapters.pyctcdecode import build_ctcdecoder
 
 LETTERS = ["<pad>", "|", "a", "b"]
 PIECES = ["▁a", "b", "", "▁", "▁b", "[unk]"]
-ALL = {"beam_width": 128, "beam_prune_logp": -1e4, "token_min_logp": -1e4}
+ALL: dict[str, Any] = {"beam_width": 128, "beam_prune_logp": -1e4, "token_min_logp": -1e4}
 """Options under which nothing is pruned."""
 FRAMES = 4
 
@@ -101,7 +101,7 @@ def test_all_texts_with_hot_words(labels, rng):
     logits = some_logits(labels, rng)
     decoder, log_probs = build_ctcdecoder(labels), all_texts(logits, names)
     assert_beams(decoder.decode_beams(logits, **ALL), log_probs, log_probs)
-    hot = {"hotwords": ["ab b", "ab", "xyz"], "hotword_weight": 2.5}
+    hot: dict[str, Any] = {"hotwords": ["ab b", "ab", "xyz"], "hotword_weight": 2.5}
     worth = {
         text: score + 2.5 * sum(word in ("ab", "b") for word in text.split())
         for text, score in log_probs.items()
@@ -117,7 +117,7 @@ def test_all_texts_with_a_model(labels, boundary, grams, model_path, rng):
     names = NAMES["letters" if labels is LETTERS else "pieces"]
     logits = some_logits(labels, rng)
     log_probs = all_texts(logits, names)
-    options = {"alpha": 0.7, "beta": 0.3, "unk_score_offset": -2.0}
+    options: dict[str, Any] = {"alpha": 0.7, "beta": 0.3, "unk_score_offset": -2.0}
     decoder = build_ctcdecoder(labels, model_path, lm_score_boundary=boundary)
     decoder.reset_params(**options)
     known = ["a", "b", "ab", "bb"]
@@ -329,13 +329,14 @@ def test_a_space_at_the_end_is_no_word(theirs, grams, tmp_path):
 @pytest.mark.slow
 def test_real_log_probabilities(theirs):
     """Of a sentence of LibriSpeech, which pyctcdecode brings along for its own tests."""
-    folder = Path(importlib.import_module("pyctcdecode").__file__).parent / "tests/sample_data"
+    folder = Path(str(importlib.import_module("pyctcdecode").__file__)).parent / "tests/sample_data"
     if not (folder / "libri_logits.json").exists():
         pytest.skip("this pyctcdecode came without its tests")
     logits = np.array(json.loads((folder / "libri_logits.json").read_text()))
     labels = [" ", *map(chr, range(ord("a"), ord("z") + 1)), "'", ""]
     ours, other = build_ctcdecoder(labels), theirs(labels)
-    for options in ({}, {"beam_prune_logp": -20.0}, {"token_min_logp": -9.0}):
+    some: list[dict[str, Any]] = [{}, {"beam_prune_logp": -20.0}, {"token_min_logp": -9.0}]
+    for options in some:
         expected = other.decode_beams(logits, **options)
         assert_same_beams(ours.decode_beams(logits, **options), expected, 2, rtol=1e-2)
     assert ours.decode_batch(None, [logits, logits[:200]]) == other.decode_batch(
