@@ -62,7 +62,7 @@ def purpose_loss(
 
     References:
       Segev et al. 2023, "Align With Purpose: optimize desired properties in CTC models with a
-      general plug-and-play framework", section 2.
+      general plug-and-play framework".
     """
     function = "purpose_loss"
     inputs = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)

@@ -61,7 +61,7 @@ def substitution_scores(
       [[0.0, 0.75, 0.25]]
 
     References:
-      Cao et al. 2025, "Segmentation-free goodness of pronunciation", section III.
+      arXiv 2507.16838, goodness of pronunciation without a segmentation.
     """
     config, inputs = prepare_inputs(
         "substitution_scores",

@@ -222,7 +222,7 @@ def segment_means(
       ([2.0, 5.0, 7.0, 0.0], 3)
 
     References:
-      Gaido et al. 2021, "CTC-based compression for direct speech translation", section 2.
+      Gaido et al. 2021, "CTC-based compression for direct speech translation".
     """
     function = "segment_means"
     values = checks.class_scores(function, "hidden", hidden)
