@@ -25,6 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
+from jaxctc._core.kernels.pallas_batch import with_an_example
 from jaxctc._core.kernels.tpu_layout import (
     IN_COMMON,
     Graph,
@@ -96,7 +97,7 @@ def log_total(
         _, last = _forward(frames, graph, problem, plan, keep=False)
         return WIDE.decode(total_of(last, problem, plan.layout))
 
-    return _with_an_example(solve, problem)
+    return with_an_example(solve, problem)
 
 
 def log_total_and_occupancies(
@@ -119,26 +120,13 @@ def log_total_and_occupancies(
             found = by_label(occupancies, layout)
         return WIDE.decode(total), found
 
-    return *_with_an_example(solve, problem), None
+    return *with_an_example(solve, problem), None
 
 
 def _plan(problem: Problem, label_loop: bool, interpret: Interpret) -> Plan:
     (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
     layout = Layout.of(batch, frames, labels, EMULATED_NORMALIZE_EVERY if interpret else None)
     return Plan(layout, label_loop, interpret)
-
-
-def _with_an_example(solve: Callable[[Problem], Any], problem: Problem) -> Any:
-    """Solves a batch of none as a batch of one: no grid is empty.
-
-    In 32 bits, whatever the caller's integers are: Mosaic knows no others.
-    """
-    batch = problem.label_count.shape[0]
-    with jax.enable_x64(False):
-        if batch > 0:
-            return solve(problem)
-        one = jax.tree.map(lambda part: jnp.zeros_like(part, shape=(1, *part.shape[1:])), problem)
-        return jax.tree.map(lambda part: part[:0], solve(one))
 
 
 # One frame, for a tile [R, P].
