@@ -37,15 +37,16 @@ MAY_IMPORT = {
     "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT
     | {"_core.kernels.chunk_tables", "_core.kernels.mirrored"},
     "_core.kernels.tpu_layout": {"_core.problem", "_core.recursion", "_core.semirings"},
-    "_core.kernels.pallas_tpu": {
-        "_core.kernels.tpu_layout",
-        "_core.problem",
-        "_core.recursion",
-        "_core.semirings",
-    },
+    "_core.kernels.pallas_batch": {"_core.problem"},
+    "_core.kernels.pallas_tpu": KERNELS_MAY_IMPORT
+    | {"_core.kernels.pallas_batch", "_core.kernels.tpu_layout"},
+    "_core.kernels.gpu_layout": {"_core.problem", "_core.recursion", "_core.semirings"},
+    "_core.kernels.pallas_gpu": KERNELS_MAY_IMPORT
+    | {"_core.kernels.gpu_layout", "_core.kernels.pallas_batch"},
     # It chooses between kernels when a program is lowered.
     "_core.kernels.dispatch": {
         "_core.checks",
+        "_core.kernels.pallas_gpu",
         "_core.kernels.pallas_tpu",
         "_core.kernels.xla_blocked",
         "_core.problem",
@@ -259,6 +260,12 @@ USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
 UNSTABLE = {
     "padding": {"jax.experimental.checkify"},
     "_core.kernels.pallas_tpu": {"jax.experimental.pallas", "jax.experimental.pallas.tpu"},
+    "_core.kernels.pallas_gpu": {
+        "jax.experimental.mosaic.gpu",
+        "jax.experimental.mosaic.gpu.utils",
+        "jax.experimental.pallas",
+        "jax.experimental.pallas.mosaic_gpu",
+    },
 }
 """What may change or go with any version of JAX, and who may use it."""
 MAY_COME_FROM_OUTSIDE = {"jax", "jaxtyping", "numpy", "optax"}

@@ -1,7 +1,7 @@
 """All implementations of the loss, held to the same truth; and who is chosen for what.
 
 The reference is the recursion as it is written down. A kernel that joins `IMPLEMENTATIONS` meets
-everything here without another line. On a CPU the kernel of the TPU is emulated.
+everything here without another line. On a CPU the Pallas kernels are emulated.
 """
 
 import functools
@@ -25,16 +25,22 @@ from jaxctc._core.kernels import IMPLEMENTATIONS, dispatch, reference, xla_block
 from jaxctc._core.occupancies import solve
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+PALLAS = [f"pallas for a {name}" for name in dispatch.KERNELS]
+"""Programs are compiled for each of them: JAX's caches know nothing of the environment."""
+ALL = [*(name for name in IMPLEMENTATIONS if name != "pallas"), *PALLAS]
+every_implementation = pytest.mark.parametrize("implementation", ALL)
 
 
 @pytest.fixture(autouse=True)
 def _run_here(monkeypatch, request):
-    """Emulates "pallas" on a CPU; there is no kernel for a GPU."""
-    monkeypatch.setenv(dispatch.INTERPRET, "tpu")
+    """Emulates a kernel on a CPU; on a device its own one runs."""
     named = getattr(request.node, "callspec", None)
-    if named and named.params.get("implementation") == "pallas" and jax.default_backend() == "gpu":
-        pytest.skip("no kernel for a GPU")
+    implementation, _, name = (named.params if named else {}).get(
+        "implementation", ""
+    ).partition(" for a ")
+    monkeypatch.setenv(dispatch.INTERPRET, name or "tpu")
+    if implementation == "pallas" and jax.default_backend() not in ("cpu", name):
+        pytest.skip("the kernel of another platform")
 
 
 def marked(case):
@@ -45,7 +51,7 @@ def marked(case):
 def prepared(implementation, arguments, **options):
     options = {"blank_id": 0, "logits_normalized": False, **options}
     config, inputs = prepare_inputs("test", *arguments, **options)
-    return config._replace(implementation=implementation), inputs
+    return config._replace(implementation=implementation.partition(" for a ")[0]), inputs
 
 
 def loss_and_gradient(implementation, arguments, **options):
@@ -116,7 +122,7 @@ class TestEveryImplementation:
         np.testing.assert_allclose(gradient, slope, atol=8e-6)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS.keys() - {"reference"}))
+@pytest.mark.parametrize("implementation", [name for name in ALL if name != "reference"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -132,8 +138,8 @@ class TestEveryImplementation:
 )
 def test_options_and_batches_against_the_reference(implementation, options, batch, rng):
     """For many examples with few labels, too, which lie otherwise."""
-    if implementation == "pallas" and "wildcard_id" in options:
-        pytest.skip("refused, see `test_pallas_tpu`")
+    if implementation in PALLAS and "wildcard_id" in options:
+        pytest.skip("refused, see `test_pallas_tpu` and `test_pallas_gpu`")
     classes = 6 if "wildcard_id" in options else 5
     arguments = (
         rng.normal(size=(*batch, 21, 5)).astype(np.float32),
@@ -165,7 +171,7 @@ def all_cases(implementation, blank_id):
 
 def problem_of(dtype):
     arguments = np.zeros((2, 3, 4), dtype), None, np.ones((2, 1), np.int32), None
-    config, inputs = prepared(None, arguments)
+    config, inputs = prepared("xla", arguments)
     return build_lattice(inputs, config).problem
 
 

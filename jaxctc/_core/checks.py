@@ -341,7 +341,10 @@ NOT_PARTITIONED = (
 
 def fail_without_kernel(platform: str, variable: str) -> NoReturn:
     """Refuses to lower what was asked for by name, where there is none."""
-    remedy = f'Use None or "xla", or a TPU; on a CPU, {variable}=tpu emulates its kernel.'
+    remedy = (
+        'Use None or "xla", a TPU or an NVIDIA GPU; '
+        f"on a CPU, {variable}=tpu or {variable}=gpu emulates their kernels."
+    )
     fail(
         "jaxctc", "implementation", f'be None or "xla" on the platform {platform}', "pallas", remedy
     )

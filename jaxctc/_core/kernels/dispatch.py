@@ -4,12 +4,13 @@ A primitive of its own stands for the whole solution in the traced program. Its 
 arrays of a `Problem`. Only when a program is lowered is it known for which platforms, and for how
 many devices:
 
-    TPU            the kernel, where one device or `jax.shard_map` hands it whole arrays; else the
+    TPU, CUDA      its kernel, where one device or `jax.shard_map` hands it whole arrays; else the
                    plain path, with a warning, for XLA cannot partition a kernel
-    others         the plain path in a program for several platforms; in a program for them alone,
+    others, and what the kernel of a platform cannot do
+                   the plain path in a program for several platforms; in a program for one alone,
                    an error, for whoever asks for a kernel by name wants no other
-    a CPU, where `JAXCTC_PALLAS_INTERPRET=tpu`
-                   the kernel of the TPU, emulated by plain operations
+    a CPU, where `JAXCTC_PALLAS_INTERPRET` is "tpu" or "gpu"
+                   that kernel, emulated by plain operations
 
 This is the only module that knows how JAX's primitives, batching and lowering work. Pallas is
 imported when the first problem asks for it.
@@ -37,12 +38,17 @@ from jaxctc._core.problem import Problem
 from jaxctc._core.sharding import varying_like
 
 INTERPRET = "JAXCTC_PALLAS_INTERPRET"
-"""The environment variable that asks for emulation: "tpu" or nothing."""
+"""The environment variable that asks for emulation: "tpu", "gpu" or nothing."""
+KERNELS = ("tpu", "gpu")
+CAPABILITY = 9.0
+"""The least that the kernel for GPUs asks of a card. For older ones Mosaic's compiler does not fail
+but ends the process."""
 
 
 def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
-    """Why no kernel can solve a problem, in a sentence; None if one can."""
-    return _kernel().unsupported(problem, label_loop=label_loop)
+    """Why no kernel can solve a problem, in a sentence for each; None if one can."""
+    reasons = [_kernel(name).unsupported(problem, label_loop=label_loop) for name in KERNELS]
+    return None if None in reasons else " ".join(reasons)
 
 
 def log_total(problem: Problem, *, label_loop: bool) -> Float[Array, "*B"]:
@@ -58,8 +64,13 @@ def log_total_and_occupancies(
     return total, occupancies, None
 
 
-def _kernel() -> ModuleType:
-    from jaxctc._core.kernels import pallas_tpu  # it imports Pallas
+def _kernel(name: str) -> ModuleType:
+    # Both import Pallas.
+    if name == "gpu":
+        from jaxctc._core.kernels import pallas_gpu
+
+        return pallas_gpu
+    from jaxctc._core.kernels import pallas_tpu
 
     return pallas_tpu
 
@@ -174,21 +185,53 @@ def _has_whole_arrays(context: Any) -> bool:
     return manual is not None and manual == frozenset(axes.mesh.axis_names)
 
 
-def _on_tpu(context, *operands, **static):
-    if _has_whole_arrays(context):
-        return _lower(context, operands, static, _kernel())
-    warnings.warn(checks.NOT_PARTITIONED, stacklevel=2)
-    return _lower(context, operands, static, xla_blocked)
+def _too_old(context: Any) -> str | None:
+    """Why a card cannot run the kernel for GPUs, where it is known which card it is.
+
+    That is where a program is lowered for certain devices, or on a machine that has some.
+    """
+    axes = context.module_context.axis_context
+    named = getattr(axes, "device_assignment", None) or getattr(
+        getattr(axes, "mesh", None), "_flat_devices_tuple", None
+    )
+    for device in named or jax.devices():
+        capability = getattr(device, "compute_capability", None)
+        if capability is not None and float(capability) < CAPABILITY:
+            return (
+                f"The GPU kernel needs compute capability {CAPABILITY}; "
+                f"{device.device_kind} has {capability}."
+            )
+    return None
+
+
+def _by_kernel(context, *operands, name, **static):
+    """On the platform of a kernel."""
+    if not _has_whole_arrays(context):
+        warnings.warn(checks.NOT_PARTITIONED, stacklevel=2)
+        return _lower(context, operands, static, xla_blocked)
+    reason = _refusal(context, name, static) or (_too_old(context) if name == "gpu" else None)
+    if reason is not None and len(context.module_context.platforms) > 1:
+        return _lower(context, operands, static, xla_blocked)
+    checks.implementation_can("jaxctc", "pallas", reason)
+    return _lower(context, operands, static, _kernel(name))
+
+
+def _refusal(context: Any, name: str, static: dict[str, Any]) -> str | None:
+    problem = jax.tree.unflatten(_STRUCTURE, context.avals_in)
+    return _kernel(name).unsupported(problem, label_loop=static["label_loop"])
 
 
 def _elsewhere(context, *operands, **static):
     if len(context.module_context.platforms) > 1:
         return _lower(context, operands, static, xla_blocked)
     (platform,) = context.module_context.platforms
-    if platform == "cpu" and os.environ.get(INTERPRET) == "tpu":
-        return _lower(context, operands, static, _kernel(), interpret=True)
+    name = os.environ.get(INTERPRET)
+    if platform == "cpu" and name in KERNELS:
+        checks.implementation_can("jaxctc", "pallas", _refusal(context, name, static))
+        return _lower(context, operands, static, _kernel(name), interpret=True)
     checks.fail_without_kernel(platform, INTERPRET)
 
 
-mlir.register_lowering(solve_p, _on_tpu, platform="tpu")
+mlir.register_lowering(solve_p, functools.partial(_by_kernel, name="tpu"), platform="tpu")
+mlir.register_lowering(solve_p, functools.partial(_by_kernel, name="gpu"), platform="cuda")
 mlir.register_lowering(solve_p, _elsewhere)
