@@ -35,9 +35,9 @@ every_implementation = pytest.mark.parametrize("implementation", ALL)
 def _run_here(monkeypatch, request):
     """Emulates a kernel on a CPU; on a device its own one runs."""
     named = getattr(request.node, "callspec", None)
-    implementation, _, name = (named.params if named else {}).get(
-        "implementation", ""
-    ).partition(" for a ")
+    implementation, _, name = (
+        (named.params if named else {}).get("implementation", "").partition(" for a ")
+    )
     monkeypatch.setenv(dispatch.INTERPRET, name or "tpu")
     if implementation == "pallas" and jax.default_backend() not in ("cpu", name):
         pytest.skip("the kernel of another platform")

@@ -50,23 +50,28 @@ def ragged(seed, batch, frames, labels, classes=7, dtype=np.float32):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def solved(problem, label_loop, by_column, interpret):
-    """By both kernels, by the first one alone, and by the reference."""
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def solved(problem, label_loop, by_column, interpret, module):
+    """By both kernels of a module, by the first one alone, and by the reference."""
     options = {"label_loop": label_loop, "by_column": by_column}
     return (
-        pallas_tpu.log_total_and_occupancies(problem, **options, interpret=interpret)[:2],
-        pallas_tpu.log_total(problem, label_loop=label_loop, interpret=interpret),
+        module.log_total_and_occupancies(problem, **options, interpret=interpret)[:2],
+        module.log_total(problem, label_loop=label_loop, interpret=interpret),
         reference.log_total_and_occupancies(problem, **options)[:2],
     )
 
 
 def assert_like_the_reference(
-    problem, *, label_loop=True, by_column=False, interpret: pallas_tpu.Interpret = None
+    problem,
+    *,
+    label_loop=True,
+    by_column=False,
+    interpret: pallas_tpu.Interpret = None,
+    module=pallas_tpu,
 ):
     if interpret is None:
-        interpret = jax.default_backend() != "tpu"
-    ours, alone, (total, occupancies) = solved(problem, label_loop, by_column, interpret)
+        interpret = jax.default_backend() != module.__name__.rpartition("_")[2]
+    ours, alone, (total, occupancies) = solved(problem, label_loop, by_column, interpret, module)
     np.testing.assert_array_equal(alone, ours[0])
     np.testing.assert_allclose(alone, total, rtol=5e-7, atol=1e-6)
     feasible = np.isfinite(total)[:, None, None]
