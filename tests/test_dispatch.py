@@ -20,6 +20,7 @@ from jaxctc._core.kernels import dispatch
 pallas = functools.partial(ctc_loss, implementation="pallas", zero_infinity=True)
 plain = functools.partial(ctc_loss, implementation="xla", zero_infinity=True)
 KERNEL = "tpu_custom_call"
+KERNELS = {"tpu": KERNEL, "cuda": "mosaic_gpu_v2"}
 
 
 @pytest.fixture
@@ -135,28 +136,53 @@ def test_from_hidden_on_a_tpu(arguments):
     assert KERNEL in text.mlir_module()
 
 
-@pytest.mark.parametrize("platforms", [["cpu", "tpu"], ["cpu", "cuda", "tpu"]])
+def test_on_a_gpu_it_is_the_kernel(arguments):
+    text = lowered(functools.partial(gradient, pallas), ["cuda"], *arguments).mlir_module()
+    assert text.count(KERNELS["cuda"]) == 2
+    assert "f64" not in text
+
+
+def test_on_a_gpu_whatever_integers_are(arguments, x64):
+    assert KERNELS["cuda"] in lowered(pallas, ["cuda"], *arguments).mlir_module()
+
+
+@pytest.mark.parametrize("platforms", [["cpu", "tpu"], ["cpu", "cuda", "tpu"], ["cuda", "rocm"]])
 def test_each_platform_runs_its_own(platforms, arguments):
-    """One program, with the kernel for the TPU, which runs here without it."""
+    """One program, with the kernels of platforms that have one; the others run without."""
     program = lowered(functools.partial(gradient, pallas), platforms, *arguments)
-    assert program.mlir_module().count(KERNEL) == 2
+    for platform, kernel in KERNELS.items():
+        assert program.mlir_module().count(kernel) == 2 * (platform in platforms)
     assert program.platforms == tuple(platforms)
+    if "cpu" not in platforms:
+        return
     chex.assert_trees_all_close(program.call(*arguments), gradient(plain, *arguments), atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_too_many_labels_for_one_of_several_platforms(arguments):
+    """The kernel where it can, plain operations where it cannot."""
+    logits, padded, ids, _ = arguments
+    labels = jnp.broadcast_to(ids[:, :1], (len(ids), 4095))
+    text = lowered(
+        lambda *arguments: pallas(*arguments, None), ["cuda", "tpu"], logits, padded, labels
+    )
+    assert KERNELS["tpu"] in text.mlir_module()
+    assert KERNELS["cuda"] not in text.mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "rocm"])
 def test_elsewhere_it_is_refused_when_lowered(platform, arguments, monkeypatch):
     monkeypatch.delenv(dispatch.INTERPRET, raising=False)
     message = (
         f'jaxctc: implementation must be None or "xla" on the platform {platform}; got pallas. '
-        f'Use None or "xla", or a TPU; on a CPU, {dispatch.INTERPRET}=tpu emulates its kernel.'
+        f'Use None or "xla", a TPU or an NVIDIA GPU; on a CPU, {dispatch.INTERPRET}=tpu or '
+        f"{dispatch.INTERPRET}=gpu emulates their kernels."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         lowered(pallas, [platform], *arguments)
 
 
 class TestMesh:
-    """Of sixteen TPUs that are not here: what is lowered for them, not what it gives."""
+    """Of sixteen devices that are not here: what is lowered for them, not what it gives."""
 
     @pytest.fixture
     def mesh(self):
@@ -169,7 +195,8 @@ class TestMesh:
         return [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for s in shapes]
 
     @pytest.mark.parametrize("check_vma", [True, False])
-    def test_each_device_runs_the_kernel_on_its_part(self, mesh, spread_out, check_vma):
+    @pytest.mark.parametrize("platform", KERNELS)
+    def test_each_device_runs_the_kernel_on_its_part(self, mesh, spread_out, check_vma, platform):
         loss = jax.shard_map(
             functools.partial(gradient, pallas),
             mesh=mesh,
@@ -177,11 +204,12 @@ class TestMesh:
             out_specs=P("batch"),
             check_vma=check_vma,
         )
-        text = export(jax.jit(loss), platforms=["tpu"])(*spread_out).mlir_module()
-        assert text.count(KERNEL) == 2
+        text = export(jax.jit(loss), platforms=[platform])(*spread_out).mlir_module()
+        assert text.count(KERNELS[platform]) == 2
 
-    def test_what_xla_spreads_is_plain(self, spread_out):
+    @pytest.mark.parametrize("platform", KERNELS)
+    def test_what_xla_spreads_is_plain(self, spread_out, platform):
         with pytest.warns(UserWarning, match="shard_map") as seen:
-            text = export(jax.jit(pallas), platforms=["tpu"])(*spread_out).mlir_module()
+            text = export(jax.jit(pallas), platforms=[platform])(*spread_out).mlir_module()
         assert [str(warning.message) for warning in seen] == [checks.NOT_PARTITIONED]
-        assert KERNEL not in text
+        assert KERNELS[platform] not in text

@@ -48,7 +48,7 @@ class TestLayout:
         pytest.param(11, 23, 5, id="ragged"),
         pytest.param(3, 1, 0, id="nothing to say"),
         pytest.param(0, 4, 2, id="nobody"),
-        pytest.param(2, 300, 140, id="two columns"),
+        pytest.param(2, 300, 140, id="two columns", marks=pytest.mark.slow),
         pytest.param(2, 20, 126, id="a full column", marks=pytest.mark.slow),
         pytest.param(2, 20, 127, id="one label more", marks=pytest.mark.slow),
         pytest.param(1, 900, 400, id="four columns", marks=pytest.mark.slow),
@@ -131,6 +131,7 @@ def test_memories(batch, frames, labels):
     check(problem_of(ragged(1, batch, frames, labels)), interpret=interpret)
 
 
+@pytest.mark.slow
 def test_same_bits_twice():
     problem = problem_of(ragged(1, 11, 23, 5))
     solve = jax.jit(
