@@ -96,7 +96,7 @@ def programs(sizes: Sizes) -> dict[str, Program]:
 
 
 def kernel_programs(sizes: Sizes) -> dict[str, Program]:
-    """What runs in the kernel of the TPU, and has no loop beside it."""
+    """What runs in the kernels, and has no loop beside them."""
     loss, posteriors = (
         with_options(function, implementation="pallas")
         for function in (jaxctc.ctc_loss, jaxctc.posteriors)

@@ -11,20 +11,34 @@ and exchanges are checked. libtpu takes a lock, so all tests for TPUs are in one
 worker runs.
 """
 
+import contextlib
+import functools
 import inspect
 import json
 import operator
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
 import jaxctc
 from benchmarks import ahead_of_time, kernel_schedules
-from benchmarks.accelerators import programs_of, versions
-from benchmarks.programs import Sizes, programs
+from benchmarks.accelerators import programs_of, slice_of, versions
+from benchmarks.programs import (
+    Sizes,
+    ctc_shapes,
+    kernel_programs,
+    mean_and_gradient,
+    programs,
+)
 from benchmarks.shapes import SHAPES
 
 IS_INSTALLED = all(map(ahead_of_time.is_installed, ("v5e", "h100")))
@@ -62,6 +76,15 @@ SPILLS_PER_FRAME = {key: 0 for key in BUNDLES_PER_FRAME} | {
     ("v4", "char"): 40,
 }
 """Moves of vector registers to memory and back, among so many bundles."""
+KERNEL_MEMORY = {
+    ("char", "ctc_loss (pallas)"): 14e6,
+    ("char", "ctc_loss (pallas), gradient"): 54e6,
+    ("char", "posteriors (pallas)"): 53e6,
+    ("bpe1k", "ctc_loss (pallas)"): 34e6,
+    ("bpe1k", "ctc_loss (pallas), gradient"): 101e6,
+    ("bpe1k", "posteriors (pallas)"): 132e6,
+}
+"""Bytes that an H100 sets aside, nearly all of it for scores, states and occupancies of labels."""
 EVERY_SHARDED_PROGRAM = [
     "ctc_loss, gradient of the mean",
     "ctc_loss (vocab_axis_name), gradient of the mean",
@@ -243,6 +266,89 @@ class TestGpu:
         )
         assert ours.launches <= 0.45 * theirs.launches
         assert ours.memory <= theirs.memory
+
+    @pytest.mark.parametrize("shape", ["char", "bpe1k"])
+    @pytest.mark.parametrize("name", EVERY_KERNEL_PROGRAM)
+    def test_kernels(self, name, shape):
+        """Mosaic GPU takes the kernels; no loop is left outside of them, and few launches."""
+        cost = self.cost_of_kernel(name, Sizes(*SHAPES[shape].sizes))
+        assert cost.kernels == ["mosaic_gpu_v2"] * EVERY_KERNEL_PROGRAM[name]
+        assert not faults(cost, 0)
+        assert cost.launches <= 40
+        assert cost.memory <= KERNEL_MEMORY[shape, name] + MEGABYTE
+        jax.clear_caches()
+
+    def test_launches_are_the_same_for_all_lengths(self):
+        sizes = Sizes(*SHAPES["char"].sizes)
+        few, many = (
+            self.cost_of_kernel("ctc_loss (pallas), gradient", sizes._replace(frames=frames))
+            for frames in (64, 4096)
+        )
+        assert few.launches == many.launches
+
+    @staticmethod
+    def cost_of_kernel(name, sizes, target="h100"):
+        program = kernel_programs(sizes)[name]
+        return ahead_of_time.cost_for(target, program.function, program.arguments)
+
+    @pytest.mark.parametrize(("labels", "most"), [(60, 160), (200, 160), (1000, 255), (2046, 255)])
+    def test_registers(self, labels, most):
+        """Of a thread, by ptxas: no number leaves them for memory."""
+        program = (
+            "from benchmarks import ahead_of_time, programs\n"
+            "ahead_of_time.stay_on_the_cpu()\n"
+            f"sizes = programs.Sizes(2, 4 * {labels}, {labels}, 64)\n"
+            "program = programs.kernel_programs(sizes)['posteriors (pallas)']\n"
+            "ahead_of_time.compile_for('h100', program.function, program.arguments)"
+        )
+        # What Mosaic prints then is what its assembler says of each kernel.
+        environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said = done.stdout + done.stderr
+        registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
+        spilled = re.findall(r"(\d+) bytes spill", said)
+        assert len(registers) == 2
+        assert max(registers) <= most
+        assert spilled == ["0"] * 4
+
+    def test_older_cards_are_refused(self):
+        """Their compiler would not fail but end the process."""
+        message = (
+            r"got pallas\. The GPU kernel needs compute capability 9\.0; NVIDIA A100.* has 8\.0"
+        )
+        with pytest.raises(ValueError, match=message):
+            self.cost_of_kernel("ctc_loss (pallas)", Sizes(*SHAPES["char"].sizes), "a100")
+
+    @pytest.mark.parametrize("is_manual", [True, False])
+    def test_kernels_of_many_devices(self, is_manual):
+        """The batch stays where it is: all that is exchanged is the caller's own mean."""
+        gpus = slice_of("h100")
+        mesh = Mesh(np.array(gpus), ("batch",))
+        sizes = Sizes(8 * len(gpus), 100, 20, 32)
+        place = NamedSharding(mesh, jax.P("batch"))
+        arguments = [
+            jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+            for shape in ctc_shapes(sizes)
+        ]
+        loss = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+        if is_manual:
+            spread = jax.P("batch")
+            loss = jax.shard_map(loss, mesh=mesh, in_specs=spread, out_specs=spread)
+            seen = contextlib.nullcontext()
+        else:
+            seen = pytest.warns(UserWarning, match="shard_map")
+        with seen:
+            cost = ahead_of_time.cost_for("h100", mean_and_gradient(loss), arguments)
+        assert cost.collectives == ["all-reduce"]
+        assert cost.kernels.count("mosaic_gpu_v2") == 2 * is_manual
 
     @pytest.mark.parametrize("name", EVERY_SHARDED_PROGRAM)
     def test_sharded(self, name):
