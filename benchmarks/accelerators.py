@@ -3,7 +3,7 @@
     python -m benchmarks.accelerators                                        # losses, all shapes
     python -m benchmarks.accelerators --programs all --shapes char,bpe1k
     python -m benchmarks.accelerators --programs sharded --shapes char --targets v5e
-    python -m benchmarks.accelerators --programs kernels --targets v5e    # implementation="pallas"
+    python -m benchmarks.accelerators --programs kernels    # implementation="pallas"
 
 A TPU's milliseconds are the compiler's estimate of its cycles; of kernels, for which it makes none,
 they are the bundles of their schedules (`benchmarks.kernel_schedules`). A GPU's launches are
@@ -80,10 +80,9 @@ def programs_of(kind: str, shape: str, target: str) -> dict[tuple[str, str], Pro
     """By library and name: what the command line calls `--programs`."""
     sizes = Sizes(*SHAPES[shape].sizes)
     if kind == "kernels":
-        is_tpu = TARGETS[target].platform == "tpu"
         plain = {name: program for name, program in programs(sizes).items() if name in LOSSES}
         ours = plain | kernel_programs(sizes)
-        found = {"optax": peers(sizes), "jaxctc": ours} if is_tpu else {}
+        found = {"optax": peers(sizes), "jaxctc": ours}
     elif kind == "sharded":
         found = {"sharded": sharded_programs(slice_of(target), sizes)}
     else:
@@ -143,10 +142,13 @@ def kernels_table(cells: Sequence[Cell]) -> str:
         kernel, plain, theirs = (
             [found[shape, name + task] for task in (", gradient", "")] for name in names
         )
-        rate = TARGETS[kernel[0].target].gigahertz or 1
-        of_kernels = [f"{cell.cost.bundles / rate / 1e6:.3g}" for cell in kernel]
+        rate = TARGETS[kernel[0].target].gigahertz
+        of_kernels = [
+            f"{cell.cost.bundles / rate / 1e6:.3g}" if rate else f"{len(cell.cost.kernels)}"
+            for cell in kernel
+        ]
         ratios = [
-            (a.milliseconds or 0) / (b.milliseconds or 1)
+            (a.milliseconds or a.cost.launches) / (b.milliseconds or b.cost.launches)
             for a, b in zip(kernel, theirs, strict=True)
         ]
         columns = [" · ".join(map(_amount, cells)) for cells in (kernel, plain, theirs)]
@@ -243,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for target, shape, library, name, program in (bar := tqdm(work, unit="program")):
         bar.set_description(f"{target} {shape}")
         cost = cost_for(target, program.function, program.arguments)
-        if "(pallas)" in name:
+        if "(pallas)" in name and TARGETS[target].platform == "tpu":
             found = kernel_schedules.bundles_of(target, name, Sizes(*SHAPES[shape].sizes))
             cost = cost._replace(bundles=found)
         cells.append(Cell(target, shape, library, name, cost))

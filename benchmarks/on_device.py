@@ -7,8 +7,8 @@ Three steps on JAX's default device, as far as the time goes:
     tests      of values: the contract, published numbers, every path enumerated (at most half of
                the time, in a process of their own, which has the device to itself)
     accuracy   float32 losses and gradients against our own in float64 on the CPU, beside optax's
-    times      of the loss and its gradient beside optax and, where it is installed, PyTorch; of the
-               other functions alone
+    times      of the loss and its gradient, plain and by the kernel of this platform, where it has
+               one, beside optax and, where it is installed, PyTorch; of the other functions alone
 
 What they found is written after each step, to one JSON and one Markdown file that name the device,
 its driver and all versions, and can be committed as they are. What there was no time for is listed
@@ -17,6 +17,7 @@ there, too.
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -30,10 +31,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import jaxctc
 from benchmarks import accuracy
 from benchmarks.loss import Plan, details, summary, time_shape
+from benchmarks.peers import KERNEL
 from benchmarks.shapes import GROUPS, SHAPES, make_batch
 from benchmarks.timing import in_words, machine, measure, names_from, positive, table
 
@@ -47,6 +50,7 @@ SUITES = [
     "tests/test_kernels.py",
     "tests/test_xla_blocked.py",
     "tests/test_pallas_tpu.py",
+    "tests/test_pallas_gpu.py",
     "tests/test_derivatives.py",
     "tests/test_decoding.py",
     "tests/test_error_rates.py",
@@ -149,6 +153,16 @@ def _waiting(function: Callable[..., Any], arguments: Sequence[Any]) -> Callable
     return call
 
 
+def has_kernel() -> bool:
+    """Whether `implementation="pallas"` is more than a refusal here."""
+    loss = functools.partial(jaxctc.ctc_loss, implementation="pallas")
+    try:
+        jax.jit(loss).lower(jnp.zeros((2, 3)), None, jnp.array([1]), None)
+    except ValueError:
+        return False
+    return True
+
+
 def device() -> dict[str, Any]:
     """What is measured: the device, what drives it, and which code."""
     first = jax.devices()[0]
@@ -234,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("tests …", file=sys.stderr)
     tests = run_tests(arguments.suites, clock.left / 2)  # before this process takes the device
     libraries = [name for name in ("jaxctc", "optax", "torch") if importlib.util.find_spec(name)]
+    if has_kernel():
+        libraries.insert(1, KERNEL)
     plan = Plan(["floor", *libraries], ["grad", "loss"], arguments.repeats, budget=20)
     record: dict[str, Any] = {"device": device(), "tests": tests}
     record |= {

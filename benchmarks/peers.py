@@ -6,6 +6,7 @@ work. "floor" stands among them for what no library can spare: reading the logit
 recursion and what reads the labels' scores, so no library gets down to it.
 """
 
+import functools
 import importlib
 import multiprocessing
 import os
@@ -139,9 +140,12 @@ def _tensorflow(batch: Batch, task: str) -> Prepared:
     return Prepared(lambda: compute(*inputs), "cpu")
 
 
+KERNEL = "jaxctc (pallas)"
+"""Not among the libraries that are looked for: there is no kernel for a CPU."""
 PEERS = {
     "floor": Peer(_floor),
     "jaxctc": Peer(_jax(jaxctc.ctc_loss)),
+    KERNEL: Peer(_jax(functools.partial(jaxctc.ctc_loss, implementation="pallas"))),
     "optax": Peer(_jax(optax.ctc_loss)),
     "keras": Peer(_jax(_keras)),
     "torch": Peer(_torch),

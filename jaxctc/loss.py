@@ -87,11 +87,11 @@ def ctc_loss(
         They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
       implementation: static; which schedule of the recursion computes the loss. "xla" is plain
-        operations, for every platform; "pallas" is a kernel for TPUs, which computes in float32,
-        knows no wildcards, and has not run on a device yet: on many TPUs, within `jax.shard_map`
-        alone (else "xla" runs, with a warning), and on no other platform, but in a program that
-        is exported for several. None leaves the choice to the library, which is "xla" today.
-        Values agree to rounding.
+        operations, for every platform; "pallas" is a kernel for TPUs and one for NVIDIA GPUs
+        from the H100 on, which compute in float32, know no wildcards, and have not run on a
+        device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with a
+        warning), and on no other platform, but in a program that is exported for several. None
+        leaves the choice to the library, which is "xla" today. Values agree to rounding.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels

@@ -162,9 +162,11 @@ def test_too_many_labels_for_one_of_several_platforms(arguments):
     """The kernel where it can, plain operations where it cannot."""
     logits, padded, ids, _ = arguments
     labels = jnp.broadcast_to(ids[:, :1], (len(ids), 4095))
-    text = lowered(
-        lambda *arguments: pallas(*arguments, None), ["cuda", "tpu"], logits, padded, labels
-    )
+
+    def loss(logits, padded, labels):
+        return pallas(logits, padded, labels, None)
+
+    text = lowered(loss, ["cuda", "tpu"], logits, padded, labels)
     assert KERNELS["tpu"] in text.mlir_module()
     assert KERNELS["cuda"] not in text.mlir_module()
 

@@ -5,6 +5,7 @@ have, emulates a GPU's memories and threads, too, and is slow.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from test_pallas_tpu import assert_like_the_reference, problem_of, ragged
 import jaxctc
 from jaxctc._core.kernels import dispatch, gpu_layout, pallas_gpu
 
+Memories: Any = getattr(plgpu, "InterpretGPUParams", None)
 check = functools.partial(assert_like_the_reference, module=pallas_gpu)
 
 
@@ -121,13 +123,11 @@ def test_random_batches(seed, frames, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not hasattr(plgpu, "InterpretGPUParams"), reason="this JAX cannot emulate a GPU's memories"
-)
+@pytest.mark.skipif(Memories is None, reason="this JAX cannot emulate a GPU's memories")
 @pytest.mark.parametrize(("batch", "frames", "labels"), [(2, 9, 3), (1, 10, 130)])
 def test_memories(batch, frames, labels):
     """No races, no reads out of bounds, nothing read that was not written."""
-    interpret = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
+    interpret = Memories(detect_races=True, uninitialized_memory="nan")
     check(problem_of(ragged(1, batch, frames, labels)), interpret=interpret)
 
 
