@@ -287,7 +287,7 @@ class TestGpu:
         program = kernel_programs(sizes)[name]
         return ahead_of_time.cost_for(target, program.function, program.arguments)
 
-    @pytest.mark.parametrize(("labels", "most"), [(60, 160), (200, 160), (1000, 255), (2046, 255)])
+    @pytest.mark.parametrize(("labels", "most"), [(60, 160), (200, 160), (1000, 255), (1534, 255)])
     def test_registers(self, labels, most):
         """Of a thread, by ptxas: no number leaves them for memory."""
         program = (

@@ -188,13 +188,11 @@ def _has_whole_arrays(context: Any) -> bool:
 def _too_old(context: Any) -> str | None:
     """Why a card cannot run the kernel for GPUs, where it is known which card it is.
 
-    That is where a program is lowered for certain devices, or on a machine that has some.
+    That is where a program is compiled for certain devices or for those of this process, and not
+    where it is exported.
     """
-    axes = context.module_context.axis_context
-    named = getattr(axes, "device_assignment", None) or getattr(
-        getattr(axes, "mesh", None), "_flat_devices_tuple", None
-    )
-    for device in named or jax.devices():
+    backend = context.module_context.backend
+    for device in backend.devices() if backend is not None else ():
         capability = getattr(device, "compute_capability", None)
         if capability is not None and float(capability) < CAPABILITY:
             return (

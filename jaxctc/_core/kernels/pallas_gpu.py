@@ -50,7 +50,7 @@ Interpret = Any
 EMULATED_BLOCK: int | None = 2
 """XLA:CPU would take long to compile many frames in a row."""
 MOST_LABELS = 4094
-"""From 2047 on, states no longer all fit the registers; beyond this, to compile takes minutes."""
+"""From 1535 on, states no longer all fit the registers; beyond this, to compile takes minutes."""
 
 
 class Plan(NamedTuple):
