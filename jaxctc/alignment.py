@@ -69,7 +69,8 @@ def forced_align(
 
     Of equally likely paths one is returned: going back from the end, a path stays in its state
     while that is as good as any other way. Memory is 3 / 8 byte per frame and label, or grows
-    with √T · N (see `checkpoint_every`): hours of audio fit.
+    with √T · N (see `checkpoint_every`): hours of audio fit. Confidences take 4 bytes per frame and
+    label while that is less than 64 MB, and else √T · N again.
 
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
