@@ -281,3 +281,27 @@ def test_a_large_vocabulary(read):
     np.testing.assert_allclose(np.sum(scores, axis=1), expected, rtol=1e-6)
     assert model.spelling.probes < 10
     assert model.ngrams.probes < 10
+
+
+def test_a_mark_that_begins_words(read):
+    """As a separator between words, which is what its next word's first token stands for."""
+    text = (
+        "\\data\\\nngram 1=5\nngram 2=2\n\n\\1-grams:\n-1.0 <unk>\n-99 <s> -0.3\n-0.8 </s>\n"
+        "-0.5 a -0.2\n-0.9 ab -0.4\n\n\\2-grams:\n-0.2 <s> ab\n-0.6 ab a\n\n\\end\\\n"
+    )
+    between = read(text, ["", "a", "b", "|"], separator=3)
+    marked = read(text, ["", "▁a", "b", "▁", "a"], separator="▁")
+    for one, other in (
+        ((1, 2, 3, 1), (1, 2, 1)),  # ab a
+        ((1, 2, 3, 1), (3, 4, 2, 1)),  # ▁ alone
+        ((2, 3, 1), (3, 2, 1)),  # b, which is unknown
+        ((), ()),
+    ):
+        worth = []
+        for model, tokens in ((between, one), (marked, other)):
+            total, state = 0.0, model.initial_state
+            for token in tokens:
+                score, state = model.score_and_advance(state, token)
+                total += float(score)
+            worth.append(total + float(model.final_score(state)))
+        assert worth[0] == pytest.approx(worth[1], rel=1e-6)

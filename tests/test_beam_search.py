@@ -167,7 +167,7 @@ def test_against_every_path_with_words(tmp_path, rng):
     assert (1, 1) in [s[-2:] for s in n_best(search_all(logits, None, hot_words=words))[0][:3]]
 
 
-def plain_search(log_probs, width, *, top_k, least, threshold, longest):
+def plain_search(log_probs, width, *, top_k, least, threshold, longest, margin):
     """The algorithm as its papers have it: dictionaries of sequences, in float64."""
     beam = {(): (0.0, -np.inf)}
     for frame in log_probs:
@@ -192,7 +192,12 @@ def plain_search(log_probs, width, *, top_k, least, threshold, longest):
                 if may or longer in beam:  # a way to what is there is never cut
                     add(longer, -np.inf, before + frame[k])
         ranked = sorted(new.items(), key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
-        beam = {labels: parts for labels, parts in ranked[:width] if max(parts) > -np.inf}
+        floor = np.logaddexp(*ranked[0][1]) - margin
+        beam = {
+            labels: parts
+            for labels, parts in ranked[:width]
+            if max(parts) > -np.inf and np.logaddexp(*parts) >= floor
+        }
     return {labels: float(np.logaddexp(a, b)) for labels, (a, b) in beam.items()}
 
 
@@ -202,7 +207,11 @@ def test_a_narrow_beam_against_a_plain_one(seed):
     """20 frames and few classes, so that prefixes leave the beam and come again."""
     rng = np.random.default_rng(seed)
     logits = (rng.normal(size=(20, 4)) * rng.choice([0.3, 2])).astype(np.float32)
-    options = {"min_log_prob": rng.choice([-99.0, -1.5]), "blank_threshold": rng.choice([0.4, 2])}
+    options = {
+        "min_log_prob": rng.choice([-99.0, -1.5]),
+        "blank_threshold": rng.choice([0.4, 2]),
+        "beam_threshold": rng.choice([1.3, 1e9]),
+    }
     best = search(logits, None, beam_width=5, num_hypotheses=5, top_k=2, max_length=6, **options)
     truth = plain_search(
         oracles.log_softmax(logits),
@@ -211,10 +220,21 @@ def test_a_narrow_beam_against_a_plain_one(seed):
         least=options["min_log_prob"],
         threshold=options["blank_threshold"],
         longest=6,
+        margin=options["beam_threshold"],
     )
     labels, scores = n_best(best)
     assert set(labels) == set(truth)
     assert_close(scores, [truth[sequence] for sequence in labels], rtol=1e-5)
+
+
+def test_a_full_beam_says_so(rng):
+    """Only where a threshold asks, and only if the last place was ever taken."""
+    logits = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    logits[1, :, 1:] = -20  # blanks, and a prefix or two that come within the threshold
+    for threshold, is_full in ((None, [False, False]), (5.0, [True, False])):
+        state = beam_init(4, batch=(2,), beam_width=4)
+        state = beam_step(state, logits, None, beam_threshold=threshold)
+        assert state.is_full.tolist() == is_full
 
 
 @given(SEEDS)
