@@ -34,6 +34,22 @@ settings.register_profile(
 settings.load_profile("jaxctc")
 
 
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgets_programs():
+    """Every compiled program takes some maps of memory, of which Linux grants a process 65530.
+
+    Where there are none left, XLA ends the process.
+    """
+    yield
+    if MAPS.exists() and len(MAPS.read_text().splitlines()) > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
