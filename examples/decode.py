@@ -31,8 +31,8 @@ import matplotlib
 import numpy as np
 from command_line import OneLine, folder, positive, seed
 from digit_lines import Lines, load_scans, make_lines, write_lines
+from estimate_ngrams import estimate, write_arpa
 from flax import nnx
-from ngrams import estimate, write_arpa
 from tqdm import tqdm
 from train_digits import NAMES, Reader, new_reader, train_step
 

@@ -30,9 +30,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from command_line import OneLine, folder, positive, seed, share
+from estimate_ngrams import estimate, write_arpa
 from flax import nnx
 from jax.typing import ArrayLike
-from ngrams import estimate, write_arpa
 from speech_features import BANDS, HOP, hide_stretches, log_mel, num_frames
 from telephone_prompts import (
     RATE,
