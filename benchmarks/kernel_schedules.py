@@ -55,7 +55,7 @@ class Schedule(NamedTuple):
 
 
 def schedules(target: str, program: str, sizes: Sizes) -> list[Schedule]:
-    """Of the kernels of one of `kernel_programs`, for a kind of TPU."""
+    """Of the kernels of one of `kernel_programs`, for a kind of TPU; by their names."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "xla_jf_dump_to": folder,
@@ -75,7 +75,7 @@ def schedules(target: str, program: str, sizes: Sizes) -> list[Schedule]:
             for path in sorted(Path(folder).glob("*-ctc_*-final_bundles.txt"))
             if "schedule-analysis" not in path.name
         }
-    return [schedule_of(kernel, text) for kernel, text in texts.items()]
+    return [schedule_of(kernel, text) for kernel, text in sorted(texts.items())]
 
 
 _BUNDLE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?[^:]*:\s*(>*)\s*\{(.*)\}")
