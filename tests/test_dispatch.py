@@ -21,6 +21,8 @@ pallas = functools.partial(ctc_loss, implementation="pallas", zero_infinity=True
 plain = functools.partial(ctc_loss, implementation="xla", zero_infinity=True)
 KERNEL = "tpu_custom_call"
 KERNELS = {"tpu": KERNEL, "cuda": "mosaic_gpu_v2"}
+# The newest JAX takes most of a minute to lower the gradient's kernels for a GPU.
+ON_EACH = ["tpu", pytest.param("cuda", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -136,6 +138,7 @@ def test_from_hidden_on_a_tpu(arguments):
     assert KERNEL in text.mlir_module()
 
 
+@pytest.mark.slow
 def test_on_a_gpu_it_is_the_kernel(arguments):
     text = lowered(functools.partial(gradient, pallas), ["cuda"], *arguments).mlir_module()
     assert text.count(KERNELS["cuda"]) == 2
@@ -146,7 +149,14 @@ def test_on_a_gpu_whatever_integers_are(arguments, x64):
     assert KERNELS["cuda"] in lowered(pallas, ["cuda"], *arguments).mlir_module()
 
 
-@pytest.mark.parametrize("platforms", [["cpu", "tpu"], ["cpu", "cuda", "tpu"], ["cuda", "rocm"]])
+@pytest.mark.parametrize(
+    "platforms",
+    [
+        ["cpu", "tpu"],
+        pytest.param(["cpu", "cuda", "tpu"], marks=pytest.mark.slow),
+        pytest.param(["cuda", "rocm"], marks=pytest.mark.slow),
+    ],
+)
 def test_each_platform_runs_its_own(platforms, arguments):
     """One program, with the kernels of platforms that have one; the others run without."""
     program = lowered(functools.partial(gradient, pallas), platforms, *arguments)
@@ -197,7 +207,7 @@ class TestMesh:
         return [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for s in shapes]
 
     @pytest.mark.parametrize("check_vma", [True, False])
-    @pytest.mark.parametrize("platform", KERNELS)
+    @pytest.mark.parametrize("platform", ON_EACH)
     def test_each_device_runs_the_kernel_on_its_part(self, mesh, spread_out, check_vma, platform):
         loss = jax.shard_map(
             functools.partial(gradient, pallas),
