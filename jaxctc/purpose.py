@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.derivatives import nan_where
 from jaxctc.frame_losses import cross_entropy
 from jaxctc.posteriors import sample_alignments
 
@@ -86,4 +87,4 @@ def purpose_loss(
     is_drawn = jnp.any(drawn >= 0, axis=-1)
     gap = jnp.sum(jnp.where(is_drawn, gap, jnp.zeros_like(gap)), axis=-1) / max(num_samples, 1)
     is_nan = jnp.any(~(inputs.logits < jnp.inf) & inputs.is_frame[..., None], axis=(-2, -1))
-    return gap * jnp.where(is_nan, jnp.full_like(gap, jnp.nan), jnp.ones_like(gap))
+    return gap * nan_where(is_nan, gap)

@@ -202,7 +202,7 @@ MAY_IMPORT = {
         "padding",
         "posteriors",
     },
-    "purpose": {"_core.checks", "frame_losses", "posteriors"},
+    "purpose": {"_core.checks", "_core.derivatives", "frame_losses", "posteriors"},
     # Text, words and seconds.
     "text": {"_core.checks"},
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},
