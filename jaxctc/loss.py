@@ -28,7 +28,7 @@ class LossAndForwardProbs(NamedTuple):
 def ctc_loss(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
-    labels: Int[ArrayLike, "*B N"],
+    labels: Int[ArrayLike, "*B N"] | Int[ArrayLike, "*B N A"],
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     *,
     blank_id: int = 0,
@@ -41,6 +41,7 @@ def ctc_loss(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
     vocab_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B"]:
@@ -152,6 +153,7 @@ def ctc_loss(
         prior_scale=prior_scale,
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
+        label_log_weights=label_log_weights,
         vocab_axis_name=vocab_axis_name,
         implementation=implementation,
     )

@@ -32,6 +32,14 @@ class CtcInputs(NamedTuple):
     is_label: Bool[Array, "*B N"]
 
 
+class Choices(NamedTuple):
+    """Labels of several alternatives each, checked."""
+
+    labels: Int[Array, "*B N A"]
+    is_label: Bool[Array, "*B N"]
+    log_weights: Float[Array, "*B N A"]
+
+
 def message(function: str, argument: str, requirement: str, got: Any, remedy: str = "") -> str:
     """The one form of every error: which call, which argument, what came, what to do."""
     return f"{function}: {argument} must {requirement}; got {got}. {remedy}".rstrip()
@@ -70,6 +78,38 @@ def ctc_inputs(
         ids,
         ~paddings(function, "label_paddings", label_paddings, ids.shape),
     )
+
+
+def alternatives(
+    function: str,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    label_paddings: ArrayLike | None,
+    log_weights: ArrayLike,
+) -> Choices:
+    """Labels with an axis of alternatives, and a weight for each of them."""
+    batch = class_scores(function, "logits", logits).shape[:-2]
+    ids = class_ids(function, "labels", labels)
+    if ids.ndim != len(batch) + 2 or ids.shape[:-2] != batch or ids.shape[-1] < 1:
+        requirement = f"have shape [*B, N, A] with *B = {batch} and A ≥ 1, with label_log_weights"
+        remedy = "Fill up with -1 where a label has fewer alternatives than others."
+        fail(function, "labels", requirement, ids.shape, remedy)
+    weights = as_array(function, "label_log_weights", log_weights)
+    if weights.shape != ids.shape:
+        requirement = f"have shape {ids.shape}, as labels have"
+        fail(function, "label_log_weights", requirement, weights.shape)
+    if not _is(weights, jnp.floating):
+        requirement, remedy = "be real numbers", "They are logarithms: 0 for a weight of 1."
+        fail(function, "label_log_weights", requirement, _kind(weights), remedy)
+    is_label = ~paddings(function, "label_paddings", label_paddings, ids.shape[:-1])
+    return Choices(ids, is_label, weights)
+
+
+def none_with(function: str, option: str, **others: Any) -> None:
+    """Refuses options that do not go together with another one."""
+    for argument, value in others.items():
+        if value is not None:
+            fail(function, argument, f"be None with {option}", value)
 
 
 def _remedy_for_labels(ids: tuple[int, ...], scores: tuple[int, ...], scores_name: str) -> str:

@@ -20,9 +20,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from jaxctc._core import kernels
+from jaxctc._core import alternatives, kernels
 from jaxctc._core.classes import sum_by_class
-from jaxctc._core.emissions import Config, Inputs, Lattice, Scores, build_lattice, mask_scores
+from jaxctc._core.emissions import (
+    Config,
+    Inputs,
+    Lattice,
+    Scores,
+    build_lattice,
+    in_given_order,
+    mask_scores,
+)
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, sum_over_frames
 from jaxctc._core.occupancies import Occupancies, solve
@@ -84,6 +92,8 @@ def negative_log_likelihood(config: Config, max_approx: bool, inputs: Inputs) ->
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(config: Config, inputs: Inputs) -> Float[Array, "*B"]:
     lattice = build_lattice(inputs, config)
+    if lattice.problem.alternatives is not None:
+        return _nats(_log_total(lattice, value_semiring(inputs), config), lattice, config)
     log_total = kernels.log_total(
         lattice.problem, label_loop=config.label_loop, implementation=config.implementation
     )
@@ -108,6 +118,8 @@ def _along(gradient: Scores, movement: Scores, is_frame: Array) -> Float[Array, 
     )
     if gradient.wildcard is not None and movement.wildcard is not None:
         along += jnp.sum(gradient.wildcard * movement.wildcard, axis=-1)
+    if gradient.label_log_weights is not None and movement.label_log_weights is not None:
+        along += jnp.sum(gradient.label_log_weights * movement.label_log_weights, axis=(-2, -1))
     return along
 
 
@@ -139,8 +151,15 @@ def _plain_loss(config: Config, inputs: Inputs, semiring: Semiring) -> Float[Arr
     """The loss in operations that JAX differentiates, to any order; in LOG or MAX."""
     inputs = inputs._replace(scores=mask_scores(inputs.scores, inputs.is_frame))
     lattice = build_lattice(inputs, config)
-    weight = total(lattice.problem, semiring, label_loop=config.label_loop)
-    return _nats(semiring.decode(weight), lattice, config)
+    return _nats(_log_total(lattice, semiring, config), lattice, config)
+
+
+def _log_total(lattice: Lattice, semiring: Semiring, config: Config) -> Float[Array, "*B"]:
+    """In a semiring, and no kernel."""
+    problem = lattice.problem
+    if problem.alternatives is not None:
+        return alternatives.log_total(problem, semiring, label_loop=config.label_loop)
+    return semiring.decode(total(problem, semiring, label_loop=config.label_loop))
 
 
 def _is_by_column(config: Config, inputs: Inputs) -> bool:
@@ -158,7 +177,8 @@ def _is_by_column(config: Config, inputs: Inputs) -> bool:
 def _nats(log_total: Float[Array, "*B"], lattice: Lattice, config: Config) -> Float[Array, "*B"]:
     impossible = log_total == -jnp.inf
     loss = sum_over_frames(lattice.log_normalizer) - log_total
-    if not config.logits_normalized and config.wildcard is None:
+    is_probability = config.wildcard is None and lattice.problem.alternatives is None
+    if not config.logits_normalized and is_probability:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
         loss -= lax.stop_gradient(jnp.minimum(loss, 0))
@@ -198,4 +218,9 @@ def _gradient(
     of_wildcard = None
     if found.wildcard is not None:
         of_wildcard = select(counts, -jnp.sum(found.wildcard, axis=-1) * factor, 0)
-    return Scores(gradient.astype(logits.dtype), of_wildcard)
+    of_weights = None
+    if found.taken is not None and inputs.scores.label_log_weights is not None:
+        taken = in_given_order(lattice, found.taken[..., None, :], 0)
+        of_weights = -taken.reshape(inputs.scores.label_log_weights.shape)
+        of_weights *= nan_where(lattice.has_nan, of_weights)[..., None, None]
+    return Scores(gradient.astype(logits.dtype), of_wildcard, of_weights)

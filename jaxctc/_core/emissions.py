@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.kernels import PUBLIC_NAMES, refusal
-from jaxctc._core.lean import select
+from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
-from jaxctc._core.problem import Problem, Wildcards
+from jaxctc._core.problem import Alternatives, Problem, Wildcards
 from jaxctc._core.ragged import count_along, is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
@@ -49,6 +49,8 @@ class Scores(NamedTuple):
     wildcard: Float[Array, "*B T"] | None
     """What a frame in which a wildcard absorbs everything but the blank scores more than the
     largest class; None without wildcards."""
+    label_log_weights: Float[Array, "*B N A"] | None = None
+    """Finite; None where every label is one class."""
 
 
 class Inputs(NamedTuple):
@@ -57,7 +59,8 @@ class Inputs(NamedTuple):
     scores: Scores
     is_frame: Bool[Array, "*B T"]
     labels: Int[Array, "*B N"]
-    """As given, wildcards among them."""
+    """As given, wildcards among them. With A alternatives each, all in one row, `[*B, N·A]`, and -1
+    for those that do not exist."""
     is_label: Bool[Array, "*B N"]
     """False for padding."""
 
@@ -67,7 +70,7 @@ class Lattice(NamedTuple):
 
     problem: Problem
     labels: Int[Array, "*B N"]
-    """Class ids, packed to the left, without padding and wildcards."""
+    """Class ids, packed to the left, without padding and wildcards; alternatives in one row."""
     log_normalizer: Float[Array, "*B T"]
     """Nats by which every path scores too much in the frame, so that log p(class) is
     (score - frame_max) - log_normalizer. 0 in padded frames."""
@@ -93,10 +96,16 @@ def prepare_inputs(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
     vocab_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Config, Inputs]:
     """The arguments of a public function, checked; see `jaxctc.ctc_loss` for what they mean."""
+    if label_log_weights is not None:
+        single = {"wildcard_id": wildcard_id, "vocab_axis_name": vocab_axis_name}
+        checks.none_with(function, "label_log_weights", **single)
+        choices = checks.alternatives(function, logits, labels, label_paddings, label_log_weights)
+        labels, label_paddings, label_log_weights = _in_one_row(choices)
     given = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
     checks.inputs_not_explicit(function, given)
     num_frames, given = given.logits.shape[-2], pad_empty_time_axis(given)
@@ -130,9 +139,32 @@ def prepare_inputs(
         penalty = checks.number(function, "wildcard_penalty", wildcard_penalty)
         wildcard = _score_of_all_but(blank, mask_padding(scores, is_frame))
         wildcard -= penalty.astype(wildcard.dtype)
-    inputs = Inputs(Scores(scores, wildcard), is_frame, given.labels, given.is_label)
+    differentiated = Scores(scores, wildcard)
+    if label_log_weights is not None:
+        weights = jnp.asarray(label_log_weights, at_least_float32(scores).dtype)
+        differentiated = differentiated._replace(label_log_weights=weights)
+    inputs = Inputs(differentiated, is_frame, given.labels, given.is_label)
     refuse_unsupported(function, config, inputs)
     return config, inputs
+
+
+def _in_one_row(
+    choices: checks.Choices,
+) -> tuple[Int[Array, "*B L"], Bool[Array, "*B L"], Float[Array, "*B N A"]]:
+    """Alternatives as labels and their paddings, and weights that are 0 where there is none.
+
+    A label is padded if nothing is given for it. One whose alternatives all have no weight is not,
+    and then there is no alignment.
+    """
+    labels, weights = choices.labels, choices.log_weights
+    is_label = choices.is_label & jnp.any(labels != -1, axis=-1)
+    exists = is_label[..., None] & (labels != -1) & (weights != -jnp.inf)
+    row = (*labels.shape[:-2], labels.shape[-2] * labels.shape[-1])
+    return (
+        select(exists, labels, -1).reshape(row),
+        broadcast(~is_label[..., None], labels.shape).reshape(row),
+        select(exists, weights, 0),
+    )
 
 
 def refuse_unsupported(function: str, config: Config, inputs: Inputs) -> None:
@@ -160,7 +192,7 @@ def mask_scores(scores: Scores, is_frame: Bool[Array, "*B T"]) -> Scores:
     wildcard = scores.wildcard
     if wildcard is not None:
         wildcard = select(is_frame, wildcard, 0)
-    return Scores(mask_padding(scores.logits, is_frame), wildcard)
+    return scores._replace(logits=mask_padding(scores.logits, is_frame), wildcard=wildcard)
 
 
 def build_lattice(inputs: Inputs, config: Config) -> Lattice:
@@ -208,13 +240,42 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
         is_frame=is_frame,
         label_count=count,
     )
-    return Lattice(
+    lattice = Lattice(
         problem=problem,
         labels=labels,
         log_normalizer=select(is_frame, log_normalizer, 0),
         has_nan=jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1),
         is_own=is_own,
         is_wildcard=is_wildcard,
+    )
+    if inputs.scores.label_log_weights is None:
+        return lattice
+    return _with_alternatives(lattice, inputs.scores.label_log_weights, config)
+
+
+def _with_alternatives(
+    lattice: Lattice, given: Float[Array, "*B N A"], config: Config
+) -> Lattice:
+    """The graph of a row of alternatives: their weights, and which of them follow each other."""
+    problem = lattice.problem
+    weights = pack_left(given.reshape(lattice.is_own.shape), lattice.is_own).reshape(given.shape)
+    ids, is_some = (part.reshape(given.shape) for part in (lattice.labels, problem.is_label))
+    largest = safe_max(jnp.max(select(is_some, weights, -jnp.inf), axis=-1))
+    differ = ids[..., 1:, :, None] != ids[..., :-1, None, :]
+    if not config.label_loop:
+        differ = jnp.ones_like(differ)  # two frames of a class are two labels
+    number = given.shape[-1]
+    first = jnp.zeros_like(is_some[..., :1, :, None], shape=(*ids.shape[:-2], 1, number, number))
+    alternatives = Alternatives(
+        log_weights=select(is_some, weights - largest[..., None], -jnp.inf),
+        can_skip=jnp.concatenate([first, differ], axis=-3)[..., : ids.shape[-2], :, :],
+        log_scale=jnp.sum(largest, axis=-1),
+    )
+    return lattice._replace(
+        problem=problem._replace(
+            alternatives=alternatives, label_count=problem.label_count // number
+        ),
+        has_nan=lattice.has_nan | jnp.any(~(given < jnp.inf), axis=(-2, -1)),
     )
 
 

@@ -36,6 +36,18 @@ class Wildcards(NamedTuple):
     """True for a blank beside which a wildcard stands."""
 
 
+class Alternatives(NamedTuple):
+    """Several classes for each label, of which a path takes one: see `alternatives`."""
+
+    log_weights: Float[Array, "*B N A"]
+    """What a path pays on entering, less the largest of the label; -inf for what is no label."""
+    can_skip: Bool[Array, "*B N A A"]
+    """True where a path may enter the first alternative from the second, which is one of the label
+    before, without a blank."""
+    log_scale: Float[Array, "*B"]
+    """The sum of what was taken off the weights, in nats."""
+
+
 class Problem(NamedTuple):
     """One graph per example, and what its states score in every frame; T is at least 1.
 
@@ -60,6 +72,9 @@ class Problem(NamedTuple):
     is_frame: Bool[Array, "*B T"]
     """False in padded frames, which leave a path where it is."""
     label_count: Int[Array, "*B"]
+    alternatives: Alternatives | None = None
+    """With A for each label, those of all labels stand in one row, N times A, wherever labels do,
+    and `can_skip` means nothing. No kernel knows them."""
 
 
 def label_scores(problem: Problem, first: Int[Array, ""], count: int) -> Float[Array, "*B F N"]:

@@ -47,6 +47,8 @@ but ends the process."""
 
 def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
     """Why no kernel can solve a problem, in a sentence for each; None if one can."""
+    if problem.alternatives is not None:
+        return "Its kernels know one class for each label, and no label_log_weights."
     reasons = [_kernel(name).unsupported(problem, label_loop=label_loop) for name in KERNELS]
     return None if None in reasons else " ".join(reasons)
 
