@@ -47,12 +47,14 @@ class Alignment(NamedTuple):
     """In [0, 1]: the largest posterior probability of the label in a frame of its own."""
     score: Float[Array, "*B"]
     """Log-probability of the path, in nats."""
+    alternatives: Int[Array, "*B N"] | None = None
+    """Which alternative of each label the path takes; None without `label_log_weights`."""
 
 
 def forced_align(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
-    labels: Int[ArrayLike, "*B N"],
+    labels: Int[ArrayLike, "*B N"] | Int[ArrayLike, "*B N A"],
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     *,
     blank_id: int = 0,
@@ -62,6 +64,7 @@ def forced_align(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
     checkpoint_every: int | None = None,
     band: int | None = None,
 ) -> Alignment:
@@ -126,12 +129,15 @@ def forced_align(
         prior_scale=prior_scale,
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
+        label_log_weights=label_log_weights,
     )
     if checkpoint_every is not None:
         checkpoint_every = checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
     if band is not None:
         warnings.warn(_BAND, DeprecationWarning, stacklevel=2)
         band = checks.count("forced_align", "band", band)
+        if label_log_weights is not None:
+            checks.none_with("forced_align", "label_log_weights", band=band)
     return _aligned(config, checkpoint_every, band, inputs)
 
 
@@ -161,7 +167,22 @@ def _aligned(
         for part in (starts, ends, sure)
     )
     score = _score(inputs, config, lattice, paths, found)
-    return Alignment(shown[..., 0, : config.num_frames], starts, ends, sure, score)
+    best = Alignment(shown[..., 0, : config.num_frames], starts, ends, sure, score)
+    weights = inputs.scores.label_log_weights
+    return best if weights is None else _of_labels(best, weights)
+
+
+def _of_labels(best: Alignment, log_weights: Float[Array, "*B N A"]) -> Alignment:
+    """The alignment of a row of alternatives as that of the labels, of which each took one."""
+    starts, ends, sure = (
+        part.reshape(log_weights.shape) for part in (best.starts, best.ends, best.confidences)
+    )
+    is_taken = starts >= 0
+    which = jnp.argmax(is_taken, axis=-1).astype(jnp.int32)
+    which = jnp.where(jnp.any(is_taken, axis=-1), which, jnp.full_like(which, -1))
+    paid = jnp.sum(jnp.where(is_taken, log_weights, jnp.zeros_like(log_weights)), axis=(-2, -1))
+    starts, ends, sure = (jnp.max(part, axis=-1) for part in (starts, ends, sure))
+    return Alignment(best.frame_labels, starts, ends, sure, best.score + paid, which)
 
 
 def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:
@@ -208,11 +229,15 @@ def _with_whole_stretches(
 def _occupancies_along(
     config: Config, inputs: Inputs, semiring: Semiring, places: Int[Array, "*B T"]
 ) -> Float[Array, "*B T"]:
-    """Picked from a table of all while that is small, which is what a kernel makes fastest."""
+    """Picked from a table of all while that is small, which is what a kernel makes fastest.
+
+    With alternatives there is no other way.
+    """
     lattice = build_lattice(inputs, config)
-    if semiring is not WIDE or 4 * places.size * lattice.labels.shape[-1] > MAX_RESIDENT_BYTES:
+    is_small = 4 * places.size * lattice.labels.shape[-1] <= MAX_RESIDENT_BYTES
+    if lattice.problem.alternatives is None and not (semiring is WIDE and is_small):
         return occupancies_along(lattice, semiring, places, label_loop=config.label_loop)
-    _, found = solve(lattice.problem, config)
+    _, found = solve(lattice.problem, config, differentiable=semiring is not WIDE)
     of_place = found.label
     if found.wildcard is not None:
         of_place = jnp.concatenate([of_place, found.wildcard], axis=-1)

@@ -167,7 +167,7 @@ def backward_log_probs(
 def posteriors(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
-    labels: Int[ArrayLike, "*B N"],
+    labels: Int[ArrayLike, "*B N"] | Int[ArrayLike, "*B N A"],
     label_paddings: Shaped[ArrayLike, "*B N"] | None,
     *,
     blank_id: int = 0,
@@ -177,6 +177,7 @@ def posteriors(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
     implementation: str | None = None,
 ) -> Posteriors:
     r"""How likely it is, given the labels, that a frame belongs to each of them or is a blank.
@@ -191,12 +192,14 @@ def posteriors(
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
       blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
       wildcard_id, wildcard_penalty, implementation: as there.
+      label_log_weights: as there.
 
     Returns:
       `(blank, label)`, differentiable, labels in the places where they were given. Blank and
       labels of a frame in use sum to 1. 0 in padded frames, for padded labels, and everywhere
       where the labels cannot be aligned; NaN throughout where the loss is NaN. Of several
-      wildcards side by side the first has the probability of all.
+      wildcards side by side the first has the probability of all. With alternatives, `label` is
+      `[*B, T, N, A]`.
 
     Raises:
       ValueError: as `jaxctc.ctc_loss`.
@@ -224,9 +227,14 @@ def posteriors(
         prior_scale=prior_scale,
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
+        label_log_weights=label_log_weights,
         implementation=implementation,
     )
-    return _posteriors(config, inputs)
+    found = _posteriors(config, inputs)
+    if inputs.scores.label_log_weights is None:
+        return found
+    shape = (*found.blank.shape, *inputs.scores.label_log_weights.shape[-2:])
+    return found._replace(label=found.label.reshape(shape))
 
 
 def expected_durations(

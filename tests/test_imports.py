@@ -31,6 +31,13 @@ MAY_IMPORT = {
     "_core.problem": {"_core.classes", "_core.normalizer"},
     "_core.frames": {"_core.problem", "_core.semirings"},
     "_core.recursion": {"_core.frames", "_core.problem", "_core.semirings"},
+    "_core.alternatives": {
+        "_core.frames",
+        "_core.normalizer",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
     "_core.kernels.reference": KERNELS_MAY_IMPORT,
     "_core.kernels.chunk_tables": {"_core.semirings"},
     "_core.kernels.mirrored": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
@@ -69,6 +76,7 @@ MAY_IMPORT = {
         "_core.sharding",
     },
     "_core.occupancies": {
+        "_core.alternatives",
         "_core.classes",
         "_core.emissions",
         "_core.kernels.__init__",
@@ -77,6 +85,7 @@ MAY_IMPORT = {
         "_core.semirings",
     },
     "_core.paths": {
+        "_core.alternatives",
         "_core.emissions",
         "_core.frames",
         "_core.problem",
@@ -84,6 +93,7 @@ MAY_IMPORT = {
         "_core.semirings",
     },
     "_core.derivatives": {
+        "_core.alternatives",
         "_core.classes",
         "_core.emissions",
         "_core.kernels.__init__",

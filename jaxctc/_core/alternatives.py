@@ -95,44 +95,47 @@ def _arrived(states: Alpha, graph: _Graph, semiring: Semiring) -> tuple[Alpha, N
     return Alpha(blank, label), entering
 
 
-def _initial(problem: Problem, semiring: Semiring, *, backward: bool = False) -> Alpha:
+def _initial(
+    problem: Problem, alternatives: Alternatives, semiring: Semiring, *, backward: bool = False
+) -> Alpha:
     """Weight one in blank 0 or, backward, in the blank after the last label."""
-    *_, labels, number = _of(problem).log_weights.shape
+    *_, labels, number = alternatives.log_weights.shape
+    # As many labels as there are, all of weight zero, and then as many of them as alternatives.
     by_label = problem._replace(is_label=problem.is_label[..., :labels])
     blank, label = initial(by_label, semiring, backward=backward)
     return Alpha(blank, jax.tree.map(lambda part: jnp.repeat(part, number, axis=-1), label))
 
 
-def _of(problem: Problem) -> Alternatives:
-    if problem.alternatives is None:
-        raise TypeError("a problem whose labels have one class each")
-    return problem.alternatives
-
-
-def log_total(problem: Problem, semiring: Semiring, *, label_loop: bool) -> Float[Array, "*B"]:
+def log_total(
+    problem: Problem, alternatives: Alternatives, semiring: Semiring, *, label_loop: bool
+) -> Float[Array, "*B"]:
     """Log of the weight of all paths of all choices, in nats; -inf where there is none."""
-    forward, _ = _graphs(_of(problem), semiring, label_loop)
+    forward, _ = _graphs(alternatives, semiring, label_loop)
 
     def step(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, None]:
         arrived, _ = _arrived(alpha, forward, semiring)
         return apply_emission(alpha, arrived, given[0], semiring), None
 
     frames = problem.is_frame.shape[-1]
-    start = _initial(problem, semiring)
+    start = _initial(problem, alternatives, semiring)
     last, _ = scan_frames(step, start, frames_of(problem, semiring), frames)
-    return _log_total_at_end(problem, last, forward, semiring)
+    return _log_total_at_end(problem, alternatives, last, forward, semiring)
 
 
 def _log_total_at_end(
-    problem: Problem, last: Alpha, forward: _Graph, semiring: Semiring
+    problem: Problem,
+    alternatives: Alternatives,
+    last: Alpha,
+    forward: _Graph,
+    semiring: Semiring,
 ) -> Float[Array, "*B"]:
     arrived, _ = _arrived(last, forward, semiring)
-    ends = _initial(problem, semiring, backward=True)
-    return semiring.decode(sum_of_products(arrived, ends, semiring)) + _of(problem).log_scale
+    ends = _initial(problem, alternatives, semiring, backward=True)
+    return semiring.decode(sum_of_products(arrived, ends, semiring)) + alternatives.log_scale
 
 
 def log_total_and_occupancies(
-    problem: Problem, semiring: Semiring, *, label_loop: bool
+    problem: Problem, alternatives: Alternatives, semiring: Semiring, *, label_loop: bool
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B T L"], Float[Array, "*B L"]]:
     """The same; the occupancy of every alternative; and how likely it is that it was taken.
 
@@ -140,7 +143,7 @@ def log_total_and_occupancies(
     total of a frame is summed in that frame, over all its states, so that what rounding has done
     to alpha and beta by then cancels out. 0 where nothing stands, and where the total is zero.
     """
-    forward, backward = _graphs(_of(problem), semiring, label_loop)
+    forward, backward = _graphs(alternatives, semiring, label_loop)
 
     def ahead(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Any]:
         arrived, entering = _arrived(alpha, forward, semiring)
@@ -162,24 +165,28 @@ def log_total_and_occupancies(
     def start_backward(alpha: Alpha) -> tuple[Alpha, Array]:
         del alpha
         nothing = jnp.zeros_like(problem.is_label, problem.frame_max.dtype)
-        return _initial(problem, semiring, backward=True), nothing
+        return _initial(problem, alternatives, semiring, backward=True), nothing
 
     frames, states = problem.is_frame.shape[-1], problem.is_label.size + problem.label_count.size
     last, (_, taken), occupancies = checkpointed_passes(
         ahead,
         back,
-        _initial(problem, semiring),
+        _initial(problem, alternatives, semiring),
         start_backward,
         frames_of(problem, semiring),
         frames,
         interval=checkpoint_interval(frames, 24 * states),
     )
-    found = _log_total_at_end(problem, last, forward, semiring)
+    found = _log_total_at_end(problem, alternatives, last, forward, semiring)
     return found, jnp.moveaxis(occupancies, 0, -2), taken
 
 
 def best_states(
-    problem: Problem, *, label_loop: bool, checkpoint_every: int | None = None
+    problem: Problem,
+    alternatives: Alternatives,
+    *,
+    label_loop: bool,
+    checkpoint_every: int | None = None,
 ) -> tuple[Int[Array, "*B T"], Bool[Array, "*B"]]:
     """The states of one path of the largest weight (Viterbi), and whether there is any.
 
@@ -187,7 +194,6 @@ def best_states(
     into a state the one from the state itself is taken, then the one from the blank, then the one
     from the first alternative. Instead of pointers, alpha is kept, and asked again on the way back.
     """
-    alternatives = _of(problem)
     graph, _ = _graphs(alternatives, MAX, label_loop)
 
     def forward(alpha: Alpha, given: tuple[Emissions, None]) -> tuple[Alpha, Alpha]:
@@ -212,13 +218,13 @@ def best_states(
     last, path = checkpointed_scan(
         forward,
         backward,
-        _initial(problem, MAX),
+        _initial(problem, alternatives, MAX),
         start_backward,
         frames_of(problem, MAX, in_chunks=True),
         frames,
         interval=checkpoint_every or checkpoint_interval(frames, 8 * states),
     )
-    found = _log_total_at_end(problem, last, graph, MAX) > -jnp.inf
+    found = _log_total_at_end(problem, alternatives, last, graph, MAX) > -jnp.inf
     return jnp.moveaxis(path, 0, -1), found
 
 

@@ -158,7 +158,9 @@ def _log_total(lattice: Lattice, semiring: Semiring, config: Config) -> Float[Ar
     """In a semiring, and no kernel."""
     problem = lattice.problem
     if problem.alternatives is not None:
-        return alternatives.log_total(problem, semiring, label_loop=config.label_loop)
+        return alternatives.log_total(
+            problem, problem.alternatives, semiring, label_loop=config.label_loop
+        )
     return semiring.decode(total(problem, semiring, label_loop=config.label_loop))
 
 

@@ -253,9 +253,7 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
     return _with_alternatives(lattice, inputs.scores.label_log_weights, config)
 
 
-def _with_alternatives(
-    lattice: Lattice, given: Float[Array, "*B N A"], config: Config
-) -> Lattice:
+def _with_alternatives(lattice: Lattice, given: Float[Array, "*B N A"], config: Config) -> Lattice:
     """The graph of a row of alternatives: their weights, and which of them follow each other."""
     problem = lattice.problem
     weights = pack_left(given.reshape(lattice.is_own.shape), lattice.is_own).reshape(given.shape)

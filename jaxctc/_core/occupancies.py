@@ -36,7 +36,10 @@ def solve(
     if problem.alternatives is not None:
         is_in_log = differentiable or problem.frame_max.dtype == jnp.float64
         log_total, label, taken = alternatives.log_total_and_occupancies(
-            problem, LOG if is_in_log else WIDE, label_loop=config.label_loop
+            problem,
+            problem.alternatives,
+            LOG if is_in_log else WIDE,
+            label_loop=config.label_loop,
         )
         blanks = None
         if by_column:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
+from jaxctc._core.alternatives import best_states
 from jaxctc._core.emissions import Config, Lattice
 from jaxctc._core.frames import Emissions, checkpoint_interval, checkpointed_scan, frames_of
 from jaxctc._core.problem import Problem, Wildcards, wildcard_share
@@ -51,6 +52,15 @@ def best_path(
     the blank. At every frame the best state is brought to 0, so that rounding does not grow with
     the length of the input.
     """
+    if problem.alternatives is not None:
+        states, found = best_states(
+            problem,
+            problem.alternatives,
+            label_loop=label_loop,
+            checkpoint_every=checkpoint_every,
+        )
+        states = states[..., None, :]
+        return Paths(states, jnp.zeros_like(states, bool)), found
     frames, labels = problem.is_frame.shape[-1], problem.is_label.shape[-1]
     window = _Window.around_the_diagonal(problem, labels if band is None else band)
     move = transitions(problem, label_loop)
