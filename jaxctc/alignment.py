@@ -82,6 +82,9 @@ def forced_align(
         costs less than the blank. The wildcard's frames run from the first such one to the last;
         blanks between them belong to it, and cost no penalty.
       wildcard_penalty: as there.
+      label_log_weights: as there. The best path takes one alternative of each label, whose weight
+        the score includes, and whose frames the confidence is about. Not with `band`; memory for
+        confidences is always that of a number per frame and alternative.
       checkpoint_every: static number of frames. Back-pointers are kept for so many frames at a
         time, and the states at these distances; all pointers are then computed twice. None keeps
         all pointers while they take less than 64 MB, and else those of 2 √T frames. The path is

@@ -81,6 +81,14 @@ def ctc_loss(
         says so; some frames can be explained in two ways, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
+      label_log_weights: with weights `[*B, N, A]`, labels are `[*B, N, A]`, too (and their
+        paddings `[*B, N]`): each label is any one of A classes, -1 for none, and the loss is of
+        the sum over all choices, exp(weights) included, which need not sum to 1: it may be
+        negative. Two alternatives of a class are two choices. A label of -1 alone is padded; a
+        weight of -inf rules an alternative out, as an id that is no label does, and NaN or +inf
+        make the example NaN. The gradient is minus the probability that the alternative was
+        taken. Not with `wildcard_id`, `vocab_axis_name` or a kernel; `required_frames` and
+        `is_feasible` know no alternatives. The gradient takes memory for T · N · A numbers.
       vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are
         spread over, in their order and in equal parts (fill up with -inf logits). `logits` and
         `label_priors` then hold the classes of one device, and everything else is the same on
@@ -136,7 +144,8 @@ def ctc_loss(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1. Without loops:
       Sak et al. 2017, "Recurrent neural aligner", section 2. Priors: Huang et al. 2024, "Less
       peaky and more accurate CTC forced alignment by label priors". Wildcard: after the star of
-      Pratap et al. 2022, "Star temporal classification".
+      Pratap et al. 2022, "Star temporal classification". Alternatives: Kiss, Hradiš, Beneš et al.
+      2022, "SoftCTC", arXiv 2212.02135.
     """
     checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
     epsilon = checks.number("ctc_loss", "log_epsilon", log_epsilon)
