@@ -144,8 +144,8 @@ def ctc_loss(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1. Without loops:
       Sak et al. 2017, "Recurrent neural aligner", section 2. Priors: Huang et al. 2024, "Less
       peaky and more accurate CTC forced alignment by label priors". Wildcard: after the star of
-      Pratap et al. 2022, "Star temporal classification". Alternatives: Kiss, Hradiš, Beneš et al.
-      2022, "SoftCTC", arXiv 2212.02135.
+      Pratap et al. 2022, "Star temporal classification". Alternatives: after Kišš et al. 2022,
+      "SoftCTC: semi-supervised learning for text recognition using soft pseudo-labels".
     """
     checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
     epsilon = checks.number("ctc_loss", "log_epsilon", log_epsilon)
