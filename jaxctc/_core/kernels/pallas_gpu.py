@@ -35,7 +35,6 @@ from jaxctc._core.kernels.gpu_layout import (
     Sides,
     by_label,
     inverse,
-    layout_of,
     sides_of,
     total_of,
 )
@@ -128,7 +127,8 @@ def log_total_and_occupancies(
 
 
 def _plan(problem: Problem, label_loop: bool, interpret: Interpret) -> Plan:
-    layout = layout_of(problem, EMULATED_BLOCK if interpret else None)
+    (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
+    layout = Layout.of(batch, frames, labels, EMULATED_BLOCK if interpret else None)
     return Plan(layout, label_loop, interpret)
 
 
