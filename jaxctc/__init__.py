@@ -14,7 +14,7 @@ Axis letters, everywhere:
     W   beam
     L   places for decoded labels
 
-A batch may lie on several devices, without a word between them: under `jit`, in arrays that are
+A batch may lie on several devices, which exchange nothing: under `jit`, in arrays that are
 sharded along a batch axis, or within `jax.shard_map` (beams, and meshes of explicit axes, belong
 there). `ctc_loss` can also have its classes on several devices.
 

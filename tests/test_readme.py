@@ -12,6 +12,12 @@ import jaxctc
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [
+    *PAGES,
+    ROOT / "benchmarks/README.md",
+    ROOT / "examples/README.md",
+    ROOT / "CHANGELOG.md",
+]
 PRINT = re.compile(r"^ *print\(.*\)(?:  # (.*)|((?:\n *# .*)+))", re.MULTILINE)
 BLOCKS = {
     f"{page.name} {number}": block
@@ -43,6 +49,13 @@ def test_block(block):
         expected += [beside] if beside else [line.strip()[2:] for line in below.splitlines()[1:]]
     assert expected
     assert [line.rstrip() for line in printed.getvalue().splitlines()] == expected
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=[page.name for page in SOURCES])
+def test_no_sentence_becomes_a_list(page):
+    """A line that begins with "20000. " within a paragraph is a numbered list on the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^ *\d\d+\. .*", text, re.MULTILINE)
 
 
 def test_the_reference_is_complete():
