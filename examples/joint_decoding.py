@@ -8,6 +8,9 @@ worth what the decoder says of it and what CTC says of all that begins so
 (`jaxctc.prefix_scores`). How much CTC counts is chosen on validation lines. Run it with
 
     python examples/joint_decoding.py
+
+What to try next: `--steps 250`, when the attention decoder reads worse and CTC counts for more;
+`decode.py`, where a language model stands beside CTC instead.
 """
 
 import argparse
