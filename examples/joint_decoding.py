@@ -9,8 +9,8 @@ worth what the decoder says of it and what CTC says of all that begins so
 
     python examples/joint_decoding.py
 
-What to try next: `--steps 250`, when the attention decoder reads worse and CTC counts for more;
-`decode.py`, where a language model stands beside CTC instead.
+What to try next: `--steps 250`, when neither reader is any good alone and both together are better;
+`decode.py`, where a language model takes the place of the attention decoder.
 """
 
 import argparse
