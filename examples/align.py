@@ -153,9 +153,10 @@ def draw_line(
         names=[*NAMES, "*"],
         ax=ax,
     )
-    in_use = ~lines.label_paddings[line]
+    above, in_use = ax.child_axes[0], ~lines.label_paddings[line]
+    assert isinstance(above, Axes)  # of the image
     for edge in (*lines.starts[line, in_use] - 0.5, *lines.ends[line, in_use] + 0.5):
-        ax.child_axes[0].axvline(edge, color="black", linewidth=0.7, linestyle=":")
+        above.axvline(edge, color="black", linewidth=0.7, linestyle=":")
 
 
 def with_a_wildcard(lines: Lines, line: int) -> Lines:

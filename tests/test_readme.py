@@ -73,7 +73,7 @@ def row_that_begins(page, start, heading=""):
 
 
 def first_number(cell):
-    return float(re.search(r"[\d.]+(e-\d+)?", cell)[0])
+    return float(re.findall(r"[\d.]+(?:e-\d+)?", cell)[0])
 
 
 def quoted():
