@@ -160,7 +160,8 @@ MAY_IMPORT = {
     "decoding.greedy": {"_core.checks", "_core.normalizer", "_core.ragged"},
     "decoding.automata": set(),
     "decoding.language_models": {"_core.checks", "decoding.automata"},
-    "decoding.arpa": {"_core.checks", "decoding.automata"},
+    "decoding.memory": {"_core.checks"},
+    "decoding.arpa": {"_core.checks", "decoding.automata", "decoding.memory"},
     "decoding.likely_tokens": set(),
     "decoding.words": {
         "_core.checks",
@@ -208,7 +209,8 @@ MAY_IMPORT = {
     "spans": {"_core.checks", "_core.ragged", "alignment", "decoding.greedy"},
     "subtitles": {"_core.checks", "spans"},
     "plot": {"_core.checks", "alignment", "metrics.error_rates", "posteriors", "spans"},
-    "command_line": {"subtitles"},
+    "versions": {"_core.checks"},
+    "command_line": {"decoding.memory", "subtitles"},
     "__main__": {
         "_core.checks",
         "alignment",
@@ -249,6 +251,7 @@ MAY_IMPORT = {
         "decoding.arpa",
         "decoding.lexicon",
         "decoding.likely_tokens",
+        "decoding.memory",
         "decoding.ragged_search",
         "decoding.words",
         "text",
