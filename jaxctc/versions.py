@@ -42,11 +42,12 @@ _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAXCTC_PALLAS_I
 
 
 def show_versions(*, file: TextIO | None = None) -> None:
-    """Prints what a report of a mistake should begin with; no path, no name of a machine.
+    """Prints what a report of a mistake should begin with.
 
-    That is versions, the platform and its devices, JAX's switches that change results or errors,
-    and the environment's variables that choose platforms and compilers. JAX looks for devices, if
-    it has not yet; where it finds none, its own words say so.
+    These are versions, the platform and its devices, JAX's switches that change results or errors,
+    and the variables that choose platforms and compilers. JAX looks for devices, if it has not yet;
+    where it finds none, its own message is printed. Nothing names the machine or its user, unless
+    one of the variables does: read them before you publish them.
 
     Args:
       file: what has a method `write`, such as an open file; None is the standard output.
