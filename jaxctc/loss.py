@@ -94,9 +94,9 @@ def ctc_loss(
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
       implementation: static; which schedule of the recursion computes the loss. "xla" is plain
         operations, for every platform; "pallas" is a kernel for TPUs and one for NVIDIA GPUs
-        from the H100 on, which compute in float32, know no wildcards and no `label_bias`, and have
-        not run on a device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with a
-        warning), and on no other platform, but in a program that is exported for several. None
+        from the H100 on, which compute in float32, know no wildcards and no biases, and have not
+        run on a device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with
+        a warning), and on no other platform, but in a program that is exported for several. None
         leaves the choice to the library, which is "xla" today. Values agree to rounding.
 
     Returns:

@@ -17,8 +17,6 @@ import jaxctc
 FRAMES, PLACES = LONGEST + 2, LONGEST + 2
 
 
-
-
 @functools.partial(jax.jit, static_argnames=("blank_id", "label_loop", "logits_normalized"))
 def everything(logits, logit_paddings, labels, label_paddings, bias, **options):
     """Losses of all paths and of the best, with both gradients, posteriors and alignments."""
@@ -327,29 +325,6 @@ def test_vmap(rng):
         alone = loss_and_gradients(logits[0], ids[0], bias[row])
         for one, other in zip(found, alone, strict=True):
             np.testing.assert_allclose(one[row], other, rtol=1e-6, atol=1e-7)
-
-
-def test_classes_on_several_devices(rng):
-    """The bias is the same on all of them, and so is its gradient."""
-    logits, ids, bias = problem(rng, 2, 12, 4)
-    axis_types = (jax.sharding.AxisType.Auto,)
-
-    def loss(logits, bias):
-        return jaxctc.ctc_loss(
-            logits, None, ids, None, label_bias=bias, vocab_axis_name="vocab"
-        ).sum()
-
-    spread = jax.shard_map(
-        jax.value_and_grad(loss, (0, 1)),
-        mesh=jax.make_mesh((1,), ("vocab",), axis_types),
-        in_specs=(jax.P(None, None, "vocab"), jax.P()),
-        out_specs=(jax.P(), (jax.P(None, None, "vocab"), jax.P())),
-    )
-    value, gradients = jax.jit(spread)(logits, bias)
-    expected = loss_and_gradients(logits, ids, bias)
-    np.testing.assert_allclose(value, expected[0].sum(), rtol=1e-6)
-    for one, other in zip(gradients, expected[1:], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_dtypes(rng):

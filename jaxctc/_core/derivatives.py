@@ -215,6 +215,8 @@ def _gradient(
         of_wildcard = select(counts, -jnp.sum(found.wildcard, axis=-1) * factor, 0)
     of_bias = None
     if inputs.scores.label_bias is not None:
-        of_bias = select(counts[..., None], -found.label * factor[..., None], 0)
+        # Not by the factor from above, which varies over devices as classes do.
+        factor = nan_where(lattice.has_nan, found.label)[..., None, None]
+        of_bias = select(counts[..., None], -found.label * factor, 0)
         of_bias = in_given_order(lattice, of_bias, 0)
     return Scores(gradient.astype(logits.dtype), of_wildcard, of_bias)

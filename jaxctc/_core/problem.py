@@ -48,8 +48,8 @@ class Problem(NamedTuple):
     """One graph per example, and what its states score in every frame; T is at least 1.
 
     Arrays only, so that it crosses `jit`, `vmap` and `custom_jvp`. A state with score x in frame t
-    emits with weight exp(x - frame_max[t]) or, with a bias, exp(bias) times as much. The logarithm of the normaliser is common to all paths
-    and is added up beside the recursion.
+    emits with weight exp(x - frame_max[t]) or, with a bias, exp(bias) times as much. The logarithm
+    of the normaliser is common to all paths and is added up beside the recursion.
     """
 
     scores: Float[Array, "*B T M"]

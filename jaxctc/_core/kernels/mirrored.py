@@ -178,9 +178,7 @@ def emissions(pair: Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]
     return lax.optimization_barrier(Chunk(blank, label))
 
 
-def _label_bias(
-    pair: Pair, bias: Bias, index: Int[Array, ""]
-) -> Float[Array, "2 B chunk_size N"]:
+def _label_bias(pair: Pair, bias: Bias, index: Int[Array, ""]) -> Float[Array, "2 B chunk_size N"]:
     """Of a chunk, laid out; the image reads frames and labels from the end."""
     plan = pair.plan
     early = index * plan.chunk_size
