@@ -288,6 +288,7 @@ def _of_decoding(sizes: Sizes) -> Entries:
             (logits, padded),
         ),
         "prefix_scores": (jaxctc.prefix_scores, (prefixes,)),
+        "prefix_scores (window)": (with_options(jaxctc.prefix_scores, window=64), (prefixes,)),
         "prefix_scores (tokens)": (jaxctc.prefix_scores, (prefixes, candidates)),
         "prefix_scores_select": (jaxctc.prefix_scores_select, (prefixes, beam, beam)),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),

@@ -17,13 +17,10 @@ which needs no recursion at all. The rows of g·c need one,
     label_{t+1}  = y_{t+1}(c) · (label_t + before_t(c))
     blank_{t+1}  = y_{t+1}(blank) · (blank_t + label_t)
 
-but each line alone is x_{t+1} = a_t · x_t + b_t, and such steps can be joined in any order: log T
-rounds instead of T steps (Hillis and Steele 1986, "Data parallel algorithms"; Blelloch 1990,
-"Prefix sums and their applications", section 1.4).
+but each line alone takes log T rounds instead of T steps (`rounds`).
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +40,7 @@ from jaxctc._core.normalizer import (
     safe_max,
     sum_over_frames,
 )
+from jaxctc._core.rounds import products, steps
 from jaxctc._core.semirings import LOG, WIDE, Number, Semiring, Wide
 
 
@@ -53,6 +51,8 @@ class PrefixState(NamedTuple):
     """[*B, T, K]: of each class in each frame; zero for the blank and in padded frames."""
     blank_emissions: Any
     """[*B, T]: of the blank; one in padded frames."""
+    label_emissions: Any
+    """[*B, T]: of all other classes together; zero in padded frames."""
     tails: Any
     """[*B, T+1]: everything that may come after so many frames."""
     offset: Float[Array, "*B"]
@@ -133,7 +133,10 @@ def prefix_scores_init(
 
 
 def prefix_scores(
-    state: PrefixState, tokens: Int[ArrayLike, "*B W C"] | None = None
+    state: PrefixState,
+    tokens: Int[ArrayLike, "*B W C"] | None = None,
+    *,
+    window: int | None = None,
 ) -> PrefixScores:
     """Log-probability, for each next token, of all label sequences that begin so.
 
@@ -143,6 +146,10 @@ def prefix_scores(
     Args:
       state: of `prefix_scores_init` or `prefix_scores_select`.
       tokens: C candidates of each prefix, class ids; None is all K classes.
+      window: static number of frames. Of each prefix only so many count, those in which it is most
+        likely to go on: a peak, where the next label begins, and what is around it. Other frames
+        cost nothing, and what is summed there is missing from the scores of tokens, which so are
+        never too high; `end` is exact. None counts all frames, as a window of T does.
 
     Returns:
       `PrefixScores`, of the whole prefix and not of the last step alone: with the scores of all
@@ -151,7 +158,8 @@ def prefix_scores(
       NaN where a frame in use held NaN or +inf. `end` is `-ctc_loss` of the prefix.
 
     Raises:
-      ValueError: if `tokens` are no integers or do not have the axes of the state.
+      ValueError: if `tokens` are no integers or do not have the axes of the state; if `window` is
+        less than 1.
 
     Example:
       Of nine equally likely paths over two frames three spell 1 and nothing more, three 2, and
@@ -165,6 +173,11 @@ def prefix_scores(
       >>> (9 * jnp.exp(scores.token)).round(4).tolist(), (9 * jnp.exp(scores.end)).round(4).tolist()
       ([[0.0, 0.0, 1.0]], [3.0])
 
+      A first label 1 begins in the first frame of three paths, in the second frame of one:
+
+      >>> (9 * jnp.exp(prefix_scores(state, window=1).token)).round(4).tolist()
+      [[0.0, 3.0, 3.0]]
+
     References:
       See `prefix_scores_init`.
     """
@@ -175,7 +188,10 @@ def prefix_scores(
         if ids.shape[:-1] != state.last.shape:
             requirement = f"have shape [*B, W, C] with [*B, W] = {state.last.shape}, as in state"
             checks.fail(function, "tokens", requirement, ids.shape)
-    return _scores(state, ids)
+    if window is not None:
+        window = checks.count(function, "window", window, least=1)
+        window = None if window >= state.is_frame.shape[-1] else window
+    return _scores(window, state, ids)
 
 
 def prefix_scores_select(
@@ -252,12 +268,14 @@ def _first_state(
     of_blank = _where(is_frame, _column(weights, blank), semiring.one)
     is_label = jnp.arange(scores.shape[-1], dtype=jnp.int32) != blank
     is_label = is_frame[..., None] & jnp.expand_dims(is_label, range(scores.ndim - 1))
-    only_blanks = _products(of_blank, semiring)
+    labels = semiring.mask(is_label, weights)
+    only_blanks = products(of_blank, semiring)
     shape = (*_shape(only_blanks)[:-1], width, is_frame.shape[-1] + 1)
     return PrefixState(
-        emissions=semiring.mask(is_label, weights),
+        emissions=labels,
         blank_emissions=of_blank,
-        tails=_backwards(_products(_backwards(sums), semiring)),
+        label_emissions=semiring.normalize(semiring.sum(labels)),
+        tails=_backwards(products(_backwards(sums), semiring)),
         offset=sum_over_frames(select(is_frame, offset, 0)),
         is_frame=is_frame,
         is_nan=jnp.any(~(largest + (0 if log_sum is None else log_sum) < jnp.inf) & is_frame, -1),
@@ -269,8 +287,10 @@ def _first_state(
     )
 
 
-@jax.jit
-def _scores(state: PrefixState, tokens: Int[Array, "*B W C"] | None) -> PrefixScores:
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(
+    window: int | None, state: PrefixState, tokens: Int[Array, "*B W C"] | None
+) -> PrefixScores:
     semiring = _semiring_of(state)
     classes = _shape(state.emissions)[-1]
     once, again = _before(state, semiring)
@@ -284,9 +304,13 @@ def _scores(state: PrefixState, tokens: Int[Array, "*B W C"] | None) -> PrefixSc
         ids = tokens
         emissions = _emissions_of(state, tokens)
     is_repeat = ids == state.last[..., None]
-    found = _sum_over_frames(once, emissions, semiring)
+    sum_over_frames = _sum_over_frames
+    if window is not None:
+        starts = _likeliest_frames(once, state, window, semiring)
+        sum_over_frames = functools.partial(_sum_over_window, starts, window)
+    found = sum_over_frames(once, emissions, semiring)
     own = _emissions_of(state, state.last[..., None])
-    repeated = _sum_over_frames(again, own, semiring)
+    repeated = sum_over_frames(again, own, semiring)
     scores = jnp.where(is_repeat, repeated, found)
     is_class = (ids >= 0) & (ids < classes)
     scores = select(broadcast(is_class, scores.shape), scores, -jnp.inf)
@@ -320,7 +344,7 @@ def _selected(
     y = jax.tree.map(lambda part: part[..., 0], _emissions_of(state, tokens[..., None]))
     is_frame = broadcast(state.is_frame[..., None, :], _shape(y))
     none = semiring.mask(jnp.zeros_like(is_frame), y)
-    label = _steps(
+    label = steps(
         _where(is_frame, y, semiring.one),
         _where(is_frame, semiring.times(y, before), none),
         semiring,
@@ -329,7 +353,7 @@ def _selected(
         lambda part: broadcast(part[..., None, :], is_frame.shape), state.blank_emissions
     )
     entering = semiring.times(y, _all_but_last(label))
-    blank = _steps(y, _where(is_frame, entering, none), semiring)
+    blank = steps(y, _where(is_frame, entering, none), semiring)
     stays = broadcast((tokens == -1)[..., None], shape)
     return state._replace(
         blank=_where(stays, state.blank, blank),
@@ -362,6 +386,41 @@ def _emissions_of(state: PrefixState, tokens: Int[Array, "*B W C"]) -> Number:
     return _semiring_of(state).mask(broadcast(is_class, _shape(found)), found)
 
 
+def _likeliest_frames(
+    once: Number, state: PrefixState, window: int, semiring: Semiring
+) -> Int[Array, "*B W"]:
+    """Where the window begins that holds the most of all that goes on from a prefix."""
+    of_any = jax.tree.map(
+        lambda part, row: broadcast(part[..., None, :], row.shape), state.label_emissions, once
+    )
+    weights = semiring.decode(semiring.times(once, of_any))
+    weights = jnp.exp(weights - safe_max(jnp.max(weights, axis=-1))[..., None])
+    after = lax.cumsum(weights, axis=weights.ndim - 1)
+    before = (after - weights)[..., : weights.shape[-1] - window + 1]
+    return lax.argmax(after[..., window - 1 :] - before, before.ndim - 1, jnp.int32)
+
+
+def _sum_over_window(
+    starts: Int[Array, "*B W"], window: int, rows: Number, emissions: Number, semiring: Semiring
+) -> Float[Array, "*B W C"]:
+    """As `_sum_over_frames`, over the window of each prefix, which is copied for one at a time."""
+
+    @functools.partial(jnp.vectorize, signature="(t,c),()->(w,c)")
+    def cut(part: Array, start: Array) -> Array:
+        return lax.dynamic_slice_in_dim(part, start, window, allow_negative_indices=False)
+
+    def one(place: Array) -> Array:
+        start = take_one(starts, place, -1)
+        here = place if _shape(emissions)[-3] > 1 else jnp.zeros_like(place)
+        emission = jax.tree.map(lambda part: cut(take_one(part, here, -3), start), emissions)
+        row = jax.tree.map(lambda part: cut(take_one(part, place, -2)[..., None], start), rows)
+        row = jax.tree.map(lambda part, like: broadcast(part, like.shape), row, emission)
+        return semiring.decode(semiring.sum(semiring.times(row, emission), axis=-2))
+
+    found = lax.map(one, jnp.arange(starts.shape[-1], dtype=jnp.int32))
+    return jnp.moveaxis(found, 0, -2)
+
+
 def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Float[Array, "*B W C"]:
     """log Σ_t rows_t · emissions_t(c), for emissions of each prefix or, `[*B, 1, T, C]`, of all."""
 
@@ -390,53 +449,6 @@ def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Flo
     if 0 in (*_shape(rows), *_shape(emissions)):
         return weighted(rows, emissions)
     return lax.platform_dependent(rows, emissions, cpu=one_by_one, default=weighted)
-
-
-def _steps(factors: Number, more: Number, semiring: Semiring) -> Number:
-    """x of `x_{t+1} = factor_t · x_t + more_t` from zero on, `[*B, W, T+1]`."""
-
-    def join(first: Any, then: Any) -> Any:
-        factor, more = semiring.times(first[0], then[0]), semiring.times(first[1], then[0])
-        return semiring.normalize(factor), semiring.normalize(semiring.plus(more, then[1]))
-
-    _, found = _joined(join, (factors, more), (semiring.one, semiring.zero))
-    return _with_first(found, semiring.zero)
-
-
-def _products(numbers: Number, semiring: Semiring) -> Number:
-    """Of the first t numbers, `[*B, T+1]`."""
-
-    def join(first: Number, then: Number) -> Number:
-        return semiring.normalize(semiring.times(first, then))
-
-    return _with_first(_joined(join, numbers, semiring.one), semiring.one)
-
-
-def _joined(join: Callable[[Any, Any], Any], parts: Any, neutral: Any) -> Any:
-    """Every part joined to all before it along the last axis, in log T rounds.
-
-    In each round, stretches twice as long as before: more products than `lax.associative_scan` has,
-    but a loop, which compiles once, where that has a program of its own for every round.
-    """
-    size = jax.tree.leaves(parts)[0].shape[-1]
-
-    def next_round(parts: Any, distance: Array) -> tuple[Any, None]:
-        def before(part: Array, value: float | int) -> Array:
-            part = jnp.concatenate([lax.full_like(part, value), part], axis=-1)
-            return lax.dynamic_slice_in_dim(part, size - distance, size, axis=-1)
-
-        return join(jax.tree.map(before, parts, neutral), parts), None
-
-    rounds = (size - 1).bit_length()
-    distances = jnp.left_shift(jnp.int32(1), jnp.arange(rounds, dtype=jnp.int32))
-    return lax.scan(next_round, parts, distances)[0]
-
-
-def _with_first(row: Number, value: Number) -> Number:
-    def one(part: Array, value: float | int) -> Array:
-        return jnp.concatenate([lax.full_like(part[..., :1], value), part], axis=-1)
-
-    return jax.tree.map(one, row, value)
 
 
 def _rows_of(parents: Int[Array, "*B V"], values: Shaped[Array, "*B W L"]) -> Array:
