@@ -32,7 +32,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.derivatives import nan_where
-from jaxctc._core.lean import broadcast, reverse, select, take_one
+from jaxctc._core.frame_sums import likeliest_frames, shape_of, sum_of_all, sum_of_window
+from jaxctc._core.lean import broadcast, reverse, select
 from jaxctc._core.normalizer import (
     at_least_float32,
     mask_padding,
@@ -147,9 +148,10 @@ def prefix_scores(
       state: of `prefix_scores_init` or `prefix_scores_select`.
       tokens: C candidates of each prefix, class ids; None is all K classes.
       window: static number of frames. Of each prefix only so many count, those in which it is most
-        likely to go on: a peak, where the next label begins, and what is around it. Other frames
-        cost nothing, and what is summed there is missing from the scores of tokens, which so are
-        never too high; `end` is exact. None counts all frames, as a window of T does.
+        likely to go on: a peak, where the next label begins, and what is around it. What is summed
+        in other frames is missing from the scores of tokens, which so are never too high; `end` is
+        exact. On a CPU those frames cost nothing, elsewhere as much as ever. None counts all, as
+        a window of T does.
 
     Returns:
       `PrefixScores`, of the whole prefix and not of the last step alone: with the scores of all
@@ -270,7 +272,7 @@ def _first_state(
     is_label = is_frame[..., None] & jnp.expand_dims(is_label, range(scores.ndim - 1))
     labels = semiring.mask(is_label, weights)
     only_blanks = products(of_blank, semiring)
-    shape = (*_shape(only_blanks)[:-1], width, is_frame.shape[-1] + 1)
+    shape = (*shape_of(only_blanks)[:-1], width, is_frame.shape[-1] + 1)
     return PrefixState(
         emissions=labels,
         blank_emissions=of_blank,
@@ -292,9 +294,9 @@ def _scores(
     window: int | None, state: PrefixState, tokens: Int[Array, "*B W C"] | None
 ) -> PrefixScores:
     semiring = _semiring_of(state)
-    classes = _shape(state.emissions)[-1]
+    classes = shape_of(state.emissions)[-1]
     once, again = _before(state, semiring)
-    shape = _shape(once)
+    shape = shape_of(once)
     tails = jax.tree.map(lambda part: broadcast(part[..., None, 1:], shape), state.tails)
     once, again = semiring.times(once, tails), semiring.times(again, tails)
     if tokens is None:
@@ -304,13 +306,13 @@ def _scores(
         ids = tokens
         emissions = _emissions_of(state, tokens)
     is_repeat = ids == state.last[..., None]
-    sum_over_frames = _sum_over_frames
+    summed = sum_of_all
     if window is not None:
-        starts = _likeliest_frames(once, state, window, semiring)
-        sum_over_frames = functools.partial(_sum_over_window, starts, window)
-    found = sum_over_frames(once, emissions, semiring)
+        starts = likeliest_frames(once, state.label_emissions, window, semiring)
+        summed = functools.partial(sum_of_window, starts, window)
+    found = summed(once, emissions, semiring)
     own = _emissions_of(state, state.last[..., None])
-    repeated = sum_over_frames(again, own, semiring)
+    repeated = summed(again, own, semiring)
     scores = jnp.where(is_repeat, repeated, found)
     is_class = (ids >= 0) & (ids < classes)
     scores = select(broadcast(is_class, scores.shape), scores, -jnp.inf)
@@ -337,12 +339,12 @@ def _selected(
         rows = state.blank, state.label, state.last[..., None]
         blank, label, last = jax.tree.map(functools.partial(_rows_of, parents), rows)
         state = state._replace(blank=blank, label=label, last=last[..., 0])
-    shape = _shape(state.blank)
+    shape = shape_of(state.blank)
     once, again = _before(state, semiring)
     is_repeat = (tokens == state.last)[..., None]
     before = _where(is_repeat, again, once)
     y = jax.tree.map(lambda part: part[..., 0], _emissions_of(state, tokens[..., None]))
-    is_frame = broadcast(state.is_frame[..., None, :], _shape(y))
+    is_frame = broadcast(state.is_frame[..., None, :], shape_of(y))
     none = semiring.mask(jnp.zeros_like(is_frame), y)
     label = steps(
         _where(is_frame, y, semiring.one),
@@ -382,73 +384,8 @@ def _emissions_of(state: PrefixState, tokens: Int[Array, "*B W C"]) -> Number:
         return jnp.moveaxis(columns.reshape(*part.shape[:-1], width, count), -2, -3)
 
     found = jax.tree.map(one, state.emissions)
-    is_class = ((tokens >= 0) & (tokens < _shape(state.emissions)[-1]))[..., None, :]
-    return _semiring_of(state).mask(broadcast(is_class, _shape(found)), found)
-
-
-def _likeliest_frames(
-    once: Number, state: PrefixState, window: int, semiring: Semiring
-) -> Int[Array, "*B W"]:
-    """Where the window begins that holds the most of all that goes on from a prefix."""
-    of_any = jax.tree.map(
-        lambda part, row: broadcast(part[..., None, :], row.shape), state.label_emissions, once
-    )
-    weights = semiring.decode(semiring.times(once, of_any))
-    weights = jnp.exp(weights - safe_max(jnp.max(weights, axis=-1))[..., None])
-    after = lax.cumsum(weights, axis=weights.ndim - 1)
-    before = (after - weights)[..., : weights.shape[-1] - window + 1]
-    return lax.argmax(after[..., window - 1 :] - before, before.ndim - 1, jnp.int32)
-
-
-def _sum_over_window(
-    starts: Int[Array, "*B W"], window: int, rows: Number, emissions: Number, semiring: Semiring
-) -> Float[Array, "*B W C"]:
-    """As `_sum_over_frames`, over the window of each prefix, which is copied for one at a time."""
-
-    @functools.partial(jnp.vectorize, signature="(t,c),()->(w,c)")
-    def cut(part: Array, start: Array) -> Array:
-        return lax.dynamic_slice_in_dim(part, start, window, allow_negative_indices=False)
-
-    def one(place: Array) -> Array:
-        start = take_one(starts, place, -1)
-        here = place if _shape(emissions)[-3] > 1 else jnp.zeros_like(place)
-        emission = jax.tree.map(lambda part: cut(take_one(part, here, -3), start), emissions)
-        row = jax.tree.map(lambda part: cut(take_one(part, place, -2)[..., None], start), rows)
-        row = jax.tree.map(lambda part, like: broadcast(part, like.shape), row, emission)
-        return semiring.decode(semiring.sum(semiring.times(row, emission), axis=-2))
-
-    found = lax.map(one, jnp.arange(starts.shape[-1], dtype=jnp.int32))
-    return jnp.moveaxis(found, 0, -2)
-
-
-def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Float[Array, "*B W C"]:
-    """log Σ_t rows_t · emissions_t(c), for emissions of each prefix or, `[*B, 1, T, C]`, of all."""
-
-    def weighted(rows: Number, emissions: Number) -> Array:
-        shape = *_shape(rows), _shape(emissions)[-1]
-        rows = jax.tree.map(lambda part: broadcast(part[..., None], shape), rows)
-        emissions = jax.tree.map(lambda part: broadcast(part, shape), emissions)
-        return semiring.decode(semiring.sum(semiring.times(rows, emissions), axis=-2))
-
-    def one_by_one(rows: Number, emissions: Number) -> Array:
-        """What one prefix needs stays in the cache of a CPU."""
-        *batch, width, frames = _shape(rows)
-        shared = width // _shape(emissions)[-3]
-        rows = jax.tree.map(lambda part: part.reshape(-1, frames), rows)
-        emissions = jax.tree.map(lambda part: part.reshape(-1, *part.shape[-2:]), emissions)
-
-        def one(given: tuple[Number, Array]) -> Array:
-            row, example = given
-            take = functools.partial(take_one, index=example, axis=0)
-            return weighted(row, jax.tree.map(take, emissions))
-
-        places = jnp.arange(_shape(rows)[0], dtype=jnp.int32)
-        found = lax.map(one, (rows, lax.div(places, jnp.int32(shared))))
-        return found.reshape(*batch, width, found.shape[-1])
-
-    if 0 in (*_shape(rows), *_shape(emissions)):
-        return weighted(rows, emissions)
-    return lax.platform_dependent(rows, emissions, cpu=one_by_one, default=weighted)
+    is_class = ((tokens >= 0) & (tokens < shape_of(state.emissions)[-1]))[..., None, :]
+    return _semiring_of(state).mask(broadcast(is_class, shape_of(found)), found)
 
 
 def _rows_of(parents: Int[Array, "*B V"], values: Shaped[Array, "*B W L"]) -> Array:
@@ -482,7 +419,3 @@ def _all_but_last(row: Number) -> Number:
 
 def _last_place(number: Number) -> Number:
     return jax.tree.map(lambda part: part[..., -1], number)
-
-
-def _shape(number: Number) -> tuple[int, ...]:
-    return jax.tree.leaves(number)[0].shape

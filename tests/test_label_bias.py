@@ -140,7 +140,7 @@ def test_every_pair_in_float64(classes, blank):
         check_every_pair(every, wide, places, blank)
 
 
-def problem(rng, *shape, dtype=np.float32, classes=6, scale=2.0):
+def problem(rng, *shape, dtype="float32", classes=6, scale=2.0):
     """Random logits, ids with repeats, and biases with a window for each label."""
     *batch, frames, labels = shape
     logits = rng.normal(size=(*batch, frames, classes)).astype(dtype) * 2
@@ -267,7 +267,7 @@ def test_without_loops(rng):
 
 def test_derivatives_of_every_order(x64, rng):
     """To both arguments at once, where some biases are -inf."""
-    logits, ids, bias = problem(rng, 8, 3, dtype=np.float64, classes=4)
+    logits, ids, bias = problem(rng, 8, 3, dtype="float64", classes=4)
     possible = bias > -np.inf
 
     def masked(bias):
