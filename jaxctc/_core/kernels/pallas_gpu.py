@@ -87,6 +87,8 @@ def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
         return "The GPU kernel computes in float32, not in float64."
     if problem.wildcards is not None:
         return "The GPU kernel knows no wildcards."
+    if problem.bias is not None:
+        return "The GPU kernel knows no label_bias."
     labels = problem.is_label.shape[-1]
     if labels > MOST_LABELS:
         return f"The GPU kernel takes {MOST_LABELS} labels, not {labels}."
