@@ -290,9 +290,8 @@ def test_derivatives_of_posteriors_and_alignments(x64, rng):
 
     @jax.jit
     def found(logits, bias):
-        options = {"label_bias": masked(bias)}
-        best = jaxctc.forced_align(logits, None, ids, None, **options)
-        shares = jaxctc.posteriors(logits, None, ids, None, **options)
+        best = jaxctc.forced_align(logits, None, ids, None, label_bias=masked(bias))
+        shares = jaxctc.posteriors(logits, None, ids, None, label_bias=masked(bias))
         return *shares, best.score, best.confidences
 
     check_grads(found, (logits, finite), order=1, modes=("fwd", "rev"), rtol=1e-4)
