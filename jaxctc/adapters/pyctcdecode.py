@@ -160,6 +160,7 @@ class BeamSearchDecoderCTC:
     def __init__(self, vocabulary: Vocabulary, language_model: _Model | None = None) -> None:
         """For `build_ctcdecoder`."""
         self._vocabulary, self._model = vocabulary, language_model
+        self._written = _written(vocabulary)
 
     def reset_params(
         self,
@@ -298,10 +299,8 @@ class BeamSearchDecoderCTC:
         if not beam_prune_logp <= 0:
             checks.fail(function, "beam_prune_logp", "be 0 or less", beam_prune_logp)
         blank = self._vocabulary.blank_id
-        frames = [
-            likely_frames(self._log_probs(function, logits), token_min_logp, blank_id=blank)
-            for logits in logits_list
-        ]
+        log_probs, lengths = self._log_probs(function, logits_list)
+        frames = likely_frames(log_probs, lengths, token_min_logp, blank_id=blank)
         guide = self._guide(function, hotwords, hotword_weight, lm_start_state)
         found = search(
             frames,
@@ -313,21 +312,36 @@ class BeamSearchDecoderCTC:
         texts = [self._texts(part, beam_prune_logp) for part in found]
         return list(zip(texts, frames, strict=True))
 
-    def _log_probs(self, function: str, logits: Any) -> Float[np.ndarray, "T K"]:
-        """Log-probabilities of what may be logits, log-probabilities or probabilities."""
-        scores = checks.host_array(function, "logits", logits, "be an array")
+    def _log_probs(
+        self, function: str, logits_list: Sequence[Any]
+    ) -> tuple[Float[np.ndarray, "N K"], list[int]]:
+        """Log-probabilities of what may be logits, log-probabilities or probabilities.
+
+        They stand one after the other, beside the number of frames of each utterance.
+        """
         classes = len(self._vocabulary.tokens)
-        if scores.ndim != 2 or scores.shape[1] != classes:
-            requirement = f"have shape (T, {classes}), a column for each label and the blank"
-            checks.fail(function, "logits", requirement, scores.shape)
-        if scores.dtype != np.float64:
-            scores = scores.astype(np.float32)
-        if len(scores) and math.isclose(scores.sum(axis=1).mean(), 1):
-            return np.log(np.clip(scores, 1e-15, 1))
-        largest = scores.max(axis=1, keepdims=True)
-        scores = scores - np.where(np.isfinite(largest), largest, 0)
-        scores = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        return np.clip(scores, _LEAST_LOG_PROB, 0)
+        parts, are_logits = [np.zeros((0, classes), np.float32)], []
+        for logits in logits_list:
+            scores = checks.host_array(function, "logits", logits, "be an array")
+            if scores.ndim != 2 or scores.shape[1] != classes:
+                requirement = f"have shape (T, {classes}), a column for each label and the blank"
+                checks.fail(function, "logits", requirement, scores.shape)
+            # On average: exactly what pyctcdecode asks.
+            is_sum_1 = len(scores) > 0 and math.isclose(scores.sum(axis=1).mean(), 1)
+            if is_sum_1:
+                scores = np.log(np.clip(scores, 1e-15, 1))
+            elif scores.dtype == np.float64:  # in float32, large ones would lose their differences
+                scores = scores - _finite_max(scores)
+            parts.append(scores.astype(np.float32, copy=False))
+            are_logits.append(not is_sum_1)
+        lengths = [len(part) for part in parts[1:]]
+        scores = np.concatenate(parts)
+        if any(are_logits):
+            is_logit = True if all(are_logits) else np.repeat(are_logits, lengths)[:, None]
+            scores = np.subtract(scores, _finite_max(scores), out=scores, where=is_logit)
+            log_sums = np.log(np.exp(scores).sum(axis=1, keepdims=True))
+            scores = np.subtract(scores, log_sums, out=scores, where=is_logit)
+        return np.clip(scores, _LEAST_LOG_PROB, 0, out=scores), lengths
 
     def _guide(
         self, function: str, hotwords: Iterable[str] | None, weight: float, start: int | None
@@ -360,7 +374,7 @@ class BeamSearchDecoderCTC:
                 break
             labels = found.labels[place]
             labels = labels[: np.count_nonzero(labels >= 0)]
-            text = " ".join(word for word, _ in self._words(labels))
+            text = " ".join("".join([self._written[label] for label in labels.tolist()]).split())
             best = texts.setdefault(text, _Beam(text, place, labels, -math.inf, -math.inf))
             texts[text] = best._replace(
                 log_prob=float(np.logaddexp(best.log_prob, log_prob)),
@@ -379,18 +393,14 @@ class BeamSearchDecoderCTC:
         """Words, with the places of their first and last label."""
         words, is_open = [], False
         for place, label in enumerate(labels.tolist()):
-            name = str(self._vocabulary.tokens[label])
-            begins = self._vocabulary.separator == _MARK and name.startswith(_MARK)
-            piece = name.strip(_MARK) if begins else name
-            for part in re.findall(r"\s+|\S+", piece) if not begins else [" ", piece]:
-                if not part.strip():
+            for part in re.findall(r"\s+|\S+", self._written[label]):
+                if part.isspace():
                     is_open = False
                 elif is_open:
                     words[-1] = words[-1][0] + part, (words[-1][1][0], place)
                 else:
                     words.append((part, (place, place)))
                     is_open = True
-            is_open = is_open and not (begins and len(name) > 1 and name.endswith(_MARK))
         return words
 
     def _with_frames(self, found: list[tuple[list[_Beam], LikelyFrames]]) -> list[list[OutputBeam]]:
@@ -421,6 +431,12 @@ def _contexts(words: WordNGrams, states: WordState) -> Int[Array, "W"]:
     return jax.vmap(words.end_word)(states)[1].context
 
 
+def _finite_max(scores: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N 1"]:
+    """The largest score of each frame, 0 for one that is infinite or NaN."""
+    largest = scores.max(axis=1, keepdims=True)
+    return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
+
+
 def _alphabet(labels: Sequence[str]) -> tuple[list[str], bool]:
     """Names of all classes, with "" for the blank, and whether they are pieces of words."""
     function = "build_ctcdecoder"
@@ -447,6 +463,18 @@ def _alphabet(labels: Sequence[str]) -> tuple[list[str], bool]:
         checks.fail(function, "labels", "have one blank", f"{names.count('')} of them")
     unknown = f"{_MARK}{_UNKNOWN}{_MARK}" if is_pieces else _UNKNOWN
     return [unknown if _UNK.fullmatch(name) else name for name in names], is_pieces
+
+
+def _written(vocabulary: Vocabulary) -> list[str]:
+    """What each label adds to a text, with white space for its marks."""
+    if vocabulary.separator != _MARK:
+        return list(vocabulary.tokens)
+    return [
+        f" {name.strip(_MARK)}{' ' if name[1:].endswith(_MARK) else ''}"
+        if name.startswith(_MARK)
+        else name
+        for name in vocabulary.tokens
+    ]
 
 
 def _marked(name: str) -> str:
