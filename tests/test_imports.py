@@ -173,7 +173,10 @@ MAY_IMPORT = {
     "decoding.ragged_search": {
         "alignment",
         "decoding.beam_search",
+        "decoding.fusion",
+        "decoding.histories",
         "decoding.likely_tokens",
+        "decoding.prefixes",
     },
     "decoding.spellings": {"_core.checks", "text"},
     "decoding.lexicon": {"_core.checks", "decoding.spellings", "text"},
