@@ -137,7 +137,8 @@ def _search(
     @jax.vmap
     def advance(prefixes, step):
         prefixes, origins = extended(prefixes, step.log_probs, fusion, pruning)
-        return appended(prefixes, *step[1:], fusion, blank_id), origins
+        run = step.run_labels, step.run_last, step.run_log_prob
+        return appended(prefixes, *run, fusion, blank_id), origins
 
     def forward(place, carry):
         prefixes, is_full, origins = carry

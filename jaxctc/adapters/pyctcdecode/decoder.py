@@ -1,125 +1,35 @@
-"""The decoder of pyctcdecode: `pyctcdecode.build_ctcdecoder`, from NumPy's logits to text."""
+"""The decoder that `build_ctcdecoder` makes: logits to text, by the searches of this library."""
 
-import dataclasses
 import functools
+import importlib
 import math
+import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
 from jaxctc._core import checks
-from jaxctc.decoding.arpa import WordNGrams, WordState, read_ngrams, word_ngrams
-from jaxctc.decoding.lexicon import Lexicon, build_lexicon
+from jaxctc.adapters.pyctcdecode import constants
+from jaxctc.adapters.pyctcdecode.alphabet import Alphabet, require_space, vocabulary_of, written
+from jaxctc.adapters.pyctcdecode.language_model import LanguageModel, visible_names
+from jaxctc.decoding.arpa import WordNGrams, WordState
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
 from jaxctc.decoding.ragged_search import Found, align, search
-from jaxctc.decoding.words import WeightedWords, WholeWords, whole_words
+from jaxctc.decoding.words import WholeWords, whole_words
 from jaxctc.text import Vocabulary
-
-_MARK, _UNKNOWN = "▁", "⁇"
-_PAD, _UNK = (re.compile(rf"[<\[]{name}[>\]]", re.IGNORECASE) for name in ("pad", "unk"))
-_SPECIAL = re.compile(r"[<\[].+[>\]]")
-_LEAST_LOG_PROB = math.log(1e-15)
 
 Frames = tuple[int, int]
 OutputBeam = tuple[str, int | None, list[tuple[str, Frames]], float, float]
 """Text, state of the language model after it, words with frames, log p(text | logits), score."""
 OutputBeamMPSafe = tuple[str, list[tuple[str, Frames]], float, float]
 """The same without the state."""
-
-
-def build_ctcdecoder(
-    labels: list[str],
-    kenlm_model_path: str | None = None,
-    unigrams: Collection[str] | None = None,
-    alpha: float = 0.5,
-    beta: float = 1.5,
-    unk_score_offset: float = -10.0,
-    lm_score_boundary: bool = True,
-) -> "BeamSearchDecoderCTC":
-    """A decoder from logits to text, by `jaxctc.beam_step`, with pyctcdecode's arguments.
-
-    Args:
-      labels: names of the classes. As in pyctcdecode, names that begin with "▁" or "##" make them
-        word pieces; "<pad>" or "[PAD]", else "" or "_", is the blank, and without any it is one
-        class more, the last; "|" is the space if " " is not there; "<unk>" is written as "⁇".
-      kenlm_model_path: an n-gram model of words as an ARPA file, gzipped or not, whatever its
-        name. KenLM's binary format is refused: KenLM itself makes no ARPA file of it.
-      unigrams: the words that are known. Those that are not in the model are left out; None is
-        the words of the model. Without a model they have no effect, as in pyctcdecode, and a
-        warning says so.
-      alpha: weight of the model.
-      beta: nats for every word, if there is a model.
-      unk_score_offset: what the model adds for a word that is not known, to base 10; `alpha`
-        applies to it.
-      lm_score_boundary: whether the model scores the beginning and the end of the text.
-
-    Returns:
-      `BeamSearchDecoderCTC`.
-
-    Raises:
-      ValueError: if labels are not different strings, or several are the blank; if the file is
-        no ARPA file, no label of it spells a word, or there is a model and no label for the space
-        between words.
-      OSError: if the file cannot be opened.
-
-    Example:
-      >>> decoder = build_ctcdecoder(["", " ", "a", "b"])
-      >>> path = np.array([2, 2, 0, 2, 1, 3])
-      >>> decoder.decode(9.0 * np.eye(4)[path])
-      'aa b'
-      >>> [beam[2] for beam in decoder.decode_beams(9.0 * np.eye(4)[path], beam_width=2)][0]
-      [('aa', (0, 4)), ('b', (5, 6))]
-    """
-    names, is_pieces = _alphabet(labels)
-    separator = _MARK if is_pieces else " " if " " in names else None
-    vocabulary = Vocabulary(names, blank_id=names.index(""), separator=separator)
-    if kenlm_model_path is None:
-        if unigrams is not None:
-            _warn("unigrams have no effect without kenlm_model_path, as in pyctcdecode")
-        return BeamSearchDecoderCTC(vocabulary)
-    if separator is None:
-        requirement = 'have " " or "|", or begin words with "▁", for a language model'
-        checks.fail("build_ctcdecoder", "labels", requirement, "no space between words")
-    model = _read_model(kenlm_model_path, unigrams, vocabulary)
-    decoder = BeamSearchDecoderCTC(vocabulary, model)
-    decoder.reset_params(alpha, beta, unk_score_offset, lm_score_boundary)
-    return decoder
-
-
-class _Model(NamedTuple):
-    """An n-gram model of words, and what weighs it."""
-
-    words: WordNGrams
-    known: Lexicon
-    alpha: float = 0.5
-    beta: float = 1.5
-    unk_score_offset: float = -10.0
-    score_boundary: bool = True
-
-    def parts(self, start: int | None) -> tuple[WeightedWords, Lexicon]:
-        """The model with its weights, from a state on, and the price of unknown words."""
-        ngrams = self.words.ngrams
-        if not self.score_boundary:
-            state, final = jnp.zeros_like(ngrams.initial_state), jnp.zeros_like(ngrams.final_weight)
-            ngrams = dataclasses.replace(ngrams, initial_state=state, final_weight=final)
-        if start is not None:
-            ngrams = dataclasses.replace(ngrams, initial_state=jnp.asarray(start, jnp.int32))
-        price = jnp.asarray(self.alpha * math.log(10) * self.unk_score_offset, jnp.float32)
-        return (
-            WeightedWords(
-                self.words._replace(ngrams=ngrams),
-                weight=jnp.asarray(self.alpha, jnp.float32),
-                word_bonus=jnp.asarray(self.beta, jnp.float32),
-            ),
-            self.known._replace(unknown_score=price, unfinished_score=price),
-        )
 
 
 class _Beam(NamedTuple):
@@ -152,15 +62,31 @@ class BeamSearchDecoderCTC:
     - The history of beams is never pruned, by `decode` neither.
     - Frames of words are those of the most likely path of their label sequence.
 
-    XLA compiles once for each number of frames (after merging those with one likely token, and
-    rounded up to 2ⁿ or 3 · 2ⁿ), of likely tokens (rounded up to 2ⁿ), of utterances (1, 2, 4, 8 or
-    16 at a time), beam width, and shape of the lexicon of hot words.
+    XLA compiles once for each number of frames that leave a choice (rounded up to 2ⁿ), of likely
+    tokens (rounded up to 2ⁿ), of utterances (1, 2, 4, 8 or 16 at a time), beam width, and shape of
+    the lexicon of hot words.
     """
 
-    def __init__(self, vocabulary: Vocabulary, language_model: _Model | None = None) -> None:
-        """For `build_ctcdecoder`."""
-        self._vocabulary, self._model = vocabulary, language_model
-        self._written = _written(vocabulary)
+    _ALPHABET_SERIALIZED_FILENAME = "alphabet.json"
+    _LANGUAGE_MODEL_SERIALIZED_DIRECTORY = "language_model"
+
+    def __init__(self, alphabet: Alphabet, language_model: LanguageModel | None = None) -> None:
+        """As of `build_ctcdecoder`. Of several models (`MultiLanguageModel`) there is none."""
+        if language_model is not None:
+            if not isinstance(language_model, LanguageModel):
+                got = type(language_model).__name__
+                requirement = "be a LanguageModel of jaxctc.adapters.pyctcdecode"
+                checks.fail("BeamSearchDecoderCTC", "language_model", requirement, got)
+            require_space(alphabet)
+        self._alphabet, self._vocabulary = alphabet, vocabulary_of(alphabet)
+        self._written = written(self._vocabulary)
+        self._spelt = None if language_model is None else language_model.spelt(self._vocabulary)
+        self._model_key = b"0"
+        self.model_container = {self._model_key: language_model}
+
+    @property
+    def _language_model(self) -> LanguageModel | None:
+        return self.model_container[self._model_key]
 
     def reset_params(
         self,
@@ -173,24 +99,98 @@ class BeamSearchDecoderCTC:
 
         Without a language model, there is nothing to change.
         """
-        if self._model is None:
-            return
-        new = {"alpha": alpha, "beta": beta, "unk_score_offset": unk_score_offset}
-        for name, value in new.items():
-            if value is not None and not np.isfinite(value):
-                checks.fail("reset_params", name, "be a finite number", value)
-        new["score_boundary"] = lm_score_boundary
-        kept = {name: value for name, value in new.items() if value is not None}
-        self._model = self._model._replace(**kept)
+        if self._language_model is not None:
+            self._language_model.reset_params(
+                alpha=alpha,
+                beta=beta,
+                unk_score_offset=unk_score_offset,
+                score_boundary=lm_score_boundary,
+            )
+
+    def save_to_dir(self, filepath: str) -> None:
+        """Writes `alphabet.json` and, if there is a model, the new folder `language_model`.
+
+        pyctcdecode reads them, and so does `load_from_dir`.
+
+        Raises:
+          OSError: if `filepath` is no folder, or has a `language_model` already.
+        """
+        text = self._alphabet.dumps()
+        Path(filepath, self._ALPHABET_SERIALIZED_FILENAME).write_text(text)
+        if self._language_model is not None:
+            folder = os.path.join(filepath, self._LANGUAGE_MODEL_SERIALIZED_DIRECTORY)
+            os.mkdir(folder)
+            self._language_model.save_to_dir(folder)
+
+    @classmethod
+    def parse_directory_contents(cls, filepath: str) -> dict[str, str | None]:
+        """The paths of "alphabet" and "language_model" in a folder, the second one or None.
+
+        Raises:
+          ValueError: if there is no `alphabet.json`, or there are other files beside it and no
+            folder `language_model`; hidden files do not count.
+        """
+        names = visible_names(filepath)
+        alphabet, model = (
+            cls._ALPHABET_SERIALIZED_FILENAME,
+            cls._LANGUAGE_MODEL_SERIALIZED_DIRECTORY,
+        )
+        if alphabet not in names or (len(names) > 1 and model not in names):
+            requirement = f"hold {alphabet}, and {model} if there is anything else"
+            checks.fail("load_from_dir", os.fspath(filepath), requirement, names)
+        path = os.path.join(filepath, model) if model in names else None
+        return {"alphabet": os.path.join(filepath, alphabet), "language_model": path}
+
+    @classmethod
+    def load_from_dir(
+        cls, filepath: str, unigram_encoding: str | None = None
+    ) -> "BeamSearchDecoderCTC":
+        """The decoder of a folder that pyctcdecode, transformers or `save_to_dir` wrote.
+
+        Args:
+          filepath: the folder; see `parse_directory_contents`.
+          unigram_encoding: that of the file of known words; None is UTF-8.
+
+        Raises:
+          ValueError: as `parse_directory_contents`, here and of `LanguageModel`, or as
+            `build_ctcdecoder`: above all if the model is in KenLM's binary format.
+        """
+        paths = cls.parse_directory_contents(filepath)
+        alphabet = Alphabet.loads(Path(str(paths["alphabet"])).read_text())
+        folder = paths["language_model"]
+        model = None if folder is None else LanguageModel.load_from_dir(folder, unigram_encoding)
+        return cls(alphabet, model)
+
+    @classmethod
+    def load_from_hf_hub(
+        cls, model_id: str, cache_dir: str | None = None, **kwargs: Any
+    ) -> "BeamSearchDecoderCTC":
+        """`load_from_dir` of a repository that `huggingface_hub.snapshot_download` fetches.
+
+        Args:
+          model_id: its name, such as "owner/name".
+          cache_dir: where to keep it; None is where `huggingface_hub` does.
+          **kwargs: for `snapshot_download`, such as `allow_patterns`.
+
+        Raises:
+          ImportError: if `huggingface_hub`, which no extra has, is not installed.
+          ValueError: as `load_from_dir`.
+        """
+        try:
+            hub = importlib.import_module("huggingface_hub")
+        except ImportError as error:
+            message = "load_from_hf_hub: needs `pip install huggingface_hub`"
+            raise ImportError(message) from error
+        return cls.load_from_dir(hub.snapshot_download(model_id, cache_dir=cache_dir, **kwargs))
 
     def decode(
         self,
         logits: Float[np.ndarray, "T K"],
-        beam_width: int = 100,
-        beam_prune_logp: float = -10.0,
-        token_min_logp: float = -5.0,
+        beam_width: int = constants.DEFAULT_BEAM_WIDTH,
+        beam_prune_logp: float = constants.DEFAULT_PRUNE_LOGP,
+        token_min_logp: float = constants.DEFAULT_MIN_TOKEN_LOGP,
         hotwords: Iterable[str] | None = None,
-        hotword_weight: float = 10.0,
+        hotword_weight: float = constants.DEFAULT_HOTWORD_WEIGHT,
         lm_start_state: int | None = None,
     ) -> str:
         """The best text of an utterance; arguments are those of `decode_beams`."""
@@ -201,11 +201,11 @@ class BeamSearchDecoderCTC:
         self,
         pool: Any,
         logits_list: Sequence[Float[np.ndarray, "_ K"]],
-        beam_width: int = 100,
-        beam_prune_logp: float = -10.0,
-        token_min_logp: float = -5.0,
+        beam_width: int = constants.DEFAULT_BEAM_WIDTH,
+        beam_prune_logp: float = constants.DEFAULT_PRUNE_LOGP,
+        token_min_logp: float = constants.DEFAULT_MIN_TOKEN_LOGP,
         hotwords: Iterable[str] | None = None,
-        hotword_weight: float = 10.0,
+        hotword_weight: float = constants.DEFAULT_HOTWORD_WEIGHT,
     ) -> list[str]:
         """The best text of each utterance; arguments are those of `decode_beams_batch`."""
         _ignore_pool(pool)
@@ -216,12 +216,12 @@ class BeamSearchDecoderCTC:
     def decode_beams(
         self,
         logits: Float[np.ndarray, "T K"],
-        beam_width: int = 100,
-        beam_prune_logp: float = -10.0,
-        token_min_logp: float = -5.0,
-        prune_history: bool = False,
+        beam_width: int = constants.DEFAULT_BEAM_WIDTH,
+        beam_prune_logp: float = constants.DEFAULT_PRUNE_LOGP,
+        token_min_logp: float = constants.DEFAULT_MIN_TOKEN_LOGP,
+        prune_history: bool = constants.DEFAULT_PRUNE_BEAMS,
         hotwords: Iterable[str] | None = None,
-        hotword_weight: float = 10.0,
+        hotword_weight: float = constants.DEFAULT_HOTWORD_WEIGHT,
         lm_start_state: int | None = None,
     ) -> list[OutputBeam]:
         """The best texts of an utterance, the best first.
@@ -259,12 +259,12 @@ class BeamSearchDecoderCTC:
         self,
         pool: Any,
         logits_list: Sequence[Float[np.ndarray, "_ K"]],
-        beam_width: int = 100,
-        beam_prune_logp: float = -10.0,
-        token_min_logp: float = -5.0,
-        prune_history: bool = False,
+        beam_width: int = constants.DEFAULT_BEAM_WIDTH,
+        beam_prune_logp: float = constants.DEFAULT_PRUNE_LOGP,
+        token_min_logp: float = constants.DEFAULT_MIN_TOKEN_LOGP,
+        prune_history: bool = constants.DEFAULT_PRUNE_BEAMS,
         hotwords: Iterable[str] | None = None,
-        hotword_weight: float = 10.0,
+        hotword_weight: float = constants.DEFAULT_HOTWORD_WEIGHT,
     ) -> list[list[OutputBeamMPSafe]]:
         """The best texts of each utterance.
 
@@ -328,7 +328,7 @@ class BeamSearchDecoderCTC:
                 checks.fail(function, "logits", requirement, scores.shape)
             are_probabilities = _sum_to_1(scores)
             if are_probabilities:
-                scores = np.log(np.clip(scores, 1e-15, 1))
+                scores = np.log(np.clip(scores, constants.MIN_TOKEN_CLIP_P, 1))
             elif scores.dtype == np.float64:  # in float32, large ones would lose their differences
                 scores = scores - _finite_max(scores)
             parts.append(scores.astype(np.float32, copy=False))
@@ -340,7 +340,8 @@ class BeamSearchDecoderCTC:
             scores = np.subtract(scores, _finite_max(scores), out=scores, where=is_logit)
             log_sums = np.log(np.exp(scores) @ np.ones((classes, 1), np.float32))
             scores = np.subtract(scores, log_sums, out=scores, where=is_logit)
-        return np.clip(scores, _LEAST_LOG_PROB, 0, out=scores), lengths
+        least = math.log(constants.MIN_TOKEN_CLIP_P)
+        return np.clip(scores, least, 0, out=scores), lengths
 
     def _guide(
         self, function: str, hotwords: Iterable[str] | None, weight: float, start: int | None
@@ -351,15 +352,15 @@ class BeamSearchDecoderCTC:
             requirement = 'be None unless labels have " " or "|", or begin words with "▁"'
             checks.fail(function, "hotwords", requirement, list(hot))
         hot_words = _hot_words(hot, self._vocabulary, float(weight))
-        if self._model is None:
+        if self._language_model is None or self._spelt is None:
             if start is not None:
                 requirement = "be None without a language model"
                 checks.fail(function, "lm_start_state", requirement, start)
             return {"hot_words": hot_words}
         if start is not None:
-            contexts = len(self._model.words.ngrams.fail_state)
+            contexts = len(self._spelt.words.ngrams.fail_state)
             start = checks.class_id(function, "lm_start_state", start, contexts)
-        words, known = self._model.parts(start)
+        words, known = self._spelt.weighted(self._language_model, start)
         return {"language_model": words, "hot_words": hot_words, "lexicon": known}
 
     def _texts(self, found: Found, prune: float) -> list[_Beam]:
@@ -381,10 +382,10 @@ class BeamSearchDecoderCTC:
             )
         beams = sorted(texts.values(), key=lambda beam: -beam.score)
         beams = [beam for beam in beams if beam.score >= beams[0].score + prune]
-        if self._model is None:
+        if self._spelt is None:
             return [beam._replace(state=None) for beam in beams]
         places = np.array([beam.state for beam in beams])
-        contexts = np.asarray(_contexts(self._model.words, found.model_states[0]))[places]
+        contexts = np.asarray(_contexts(self._spelt.words, found.model_states[0]))[places]
         pairs = zip(beams, contexts.tolist(), strict=True)
         return [beam._replace(state=context) for beam, context in pairs]
 
@@ -441,73 +442,6 @@ def _finite_max(scores: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N 1"]:
     # NumPy is several times slower over the last axis.
     largest = np.ascontiguousarray(scores.T).max(axis=0)[:, None]
     return np.where(np.isfinite(largest), largest, np.zeros_like(largest))
-
-
-def _alphabet(labels: Sequence[str]) -> tuple[list[str], bool]:
-    """Names of all classes, with "" for the blank, and whether they are pieces of words."""
-    function = "build_ctcdecoder"
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        checks.fail(function, "labels", "be a list of strings", type(labels).__name__)
-    names = list(labels)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        checks.fail(function, "labels", "differ", f"{twice!r} {names.count(twice)} times")
-    is_pieces = any(name.startswith(("##", _MARK)) for name in names)
-    if is_pieces and any(" " in name for name in names):
-        requirement = 'have no space where some begin with "##" or "▁"'
-        checks.fail(function, "labels", requirement, "one with a space")
-    if any(name.startswith("##") for name in names):
-        names = [_marked(name) for name in names]
-    if not is_pieces and "|" in names and " " not in names:
-        names[names.index("|")] = " "
-    names = ["" if _PAD.fullmatch(name) else name for name in names]
-    if not is_pieces and "_" in names and "" not in names:
-        names[names.index("_")] = ""
-    if "" not in names:
-        names.append("")
-    if names.count("") > 1:
-        checks.fail(function, "labels", "have one blank", f"{names.count('')} of them")
-    unknown = f"{_MARK}{_UNKNOWN}{_MARK}" if is_pieces else _UNKNOWN
-    return [unknown if _UNK.fullmatch(name) else name for name in names], is_pieces
-
-
-def _written(vocabulary: Vocabulary) -> list[str]:
-    """What each label adds to a text, with white space for its marks."""
-    if vocabulary.separator != _MARK:
-        return list(vocabulary.tokens)
-    return [
-        f" {name.strip(_MARK)}{' ' if name[1:].endswith(_MARK) else ''}"
-        if name.startswith(_MARK)
-        else name
-        for name in vocabulary.tokens
-    ]
-
-
-def _marked(name: str) -> str:
-    """The name in which "▁" begins words, of one in which "##" goes on with them."""
-    if name.startswith("##"):
-        return name[2:]
-    is_special = _SPECIAL.fullmatch(name) or name in ("", _MARK, f"{_MARK}{_UNKNOWN}{_MARK}")
-    return name if is_special else f"{_MARK}{name}"
-
-
-def _read_model(path: str, unigrams: Collection[str] | None, vocabulary: Vocabulary) -> _Model:
-    ngrams = read_ngrams(path)
-    mark = vocabulary.separator or ""
-    ends_word = np.array([name.startswith(mark) for name in vocabulary.tokens])
-    names = [name.removeprefix(mark).encode() for name in vocabulary.tokens]
-    # KenLM has 10⁻¹⁰⁰ for what is unknown, where the file does not say.
-    words = word_ngrams(ngrams, names, ends_word, unknown_log_prob=-100 * math.log(10))
-    listed = [word.decode() for word in ngrams.vocabulary]
-    listed = [word for word in listed if word not in ("<unk>", "<s>", "</s>")]
-    known = listed if unigrams is None else sorted(set(listed) & set(unigrams)) or listed
-    lexicon = build_lexicon(known, vocabulary, unknown="drop")
-    if _MARK in vocabulary.tokens:  # alone it is no word, whatever comes next
-        mark = jnp.asarray(vocabulary.tokens.index(_MARK), jnp.int32)
-        is_arc, state = lexicon.arc(lexicon.initial_state, mark)
-        may_end = lexicon.may_end.at[state].set(lexicon.may_end[state] | is_arc)
-        lexicon = lexicon._replace(may_end=may_end)
-    return _Model(words, lexicon)
 
 
 @functools.lru_cache(maxsize=16)
