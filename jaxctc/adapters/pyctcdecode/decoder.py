@@ -26,10 +26,29 @@ from jaxctc.decoding.words import WholeWords, whole_words
 from jaxctc.text import Vocabulary
 
 Frames = tuple[int, int]
-OutputBeam = tuple[str, int | None, list[tuple[str, Frames]], float, float]
-"""Text, state of the language model after it, words with frames, log p(text | logits), score."""
-OutputBeamMPSafe = tuple[str, list[tuple[str, Frames]], float, float]
-"""The same without the state."""
+
+
+class OutputBeam(NamedTuple):
+    """A text of `decode_beams`."""
+
+    text: str
+    last_lm_state: int | None
+    """State of the language model after it; None without a model."""
+    text_frames: list[tuple[str, Frames]]
+    """Words with the first frame and the one after the last."""
+    logit_score: float
+    """Log p(text | logits), in nats."""
+    lm_score: float
+    """The same with what model and hot words add."""
+
+
+class OutputBeamMPSafe(NamedTuple):
+    """A text of `decode_beams_batch`: an `OutputBeam` without the state."""
+
+    text: str
+    text_frames: list[tuple[str, Frames]]
+    logit_score: float
+    lm_score: float
 
 
 class _Beam(NamedTuple):
@@ -106,6 +125,13 @@ class BeamSearchDecoderCTC:
                 unk_score_offset=unk_score_offset,
                 score_boundary=lm_score_boundary,
             )
+
+    def cleanup(self) -> None:
+        """Nothing to do: a model goes with the last decoder that has it."""
+
+    @classmethod
+    def clear_class_models(cls) -> None:
+        """Nothing to do, as for `cleanup`."""
 
     def save_to_dir(self, filepath: str) -> None:
         """Writes `alphabet.json` and, if there is a model, the new folder `language_model`.
@@ -240,10 +266,8 @@ class BeamSearchDecoderCTC:
           lm_start_state: second entry of a result: the model goes on after it. None begins anew.
 
         Returns:
-          `(text, state, words, logit_score, lm_score)` for each text: the state of the language
-          model after it (an int; None without a model); words with the first frame and the one
-          after the last; log p(text | logits) in nats; and that with what model and hot words
-          add. An utterance whose logits in use hold NaN or +inf has the text "" with scores NaN.
+          `OutputBeam` for each text. An utterance whose logits in use hold NaN or +inf has the
+          text "" with scores NaN.
 
         Raises:
           ValueError: if shapes disagree with the labels, `beam_width` is not positive,
@@ -275,13 +299,16 @@ class BeamSearchDecoderCTC:
           prune_history, hotwords, hotword_weight: as there.
 
         Returns:
-          A list for each utterance; its entries are those of `decode_beams` without the state.
+          A list of `OutputBeamMPSafe` for each utterance.
         """
         _ignore_pool(pool)
         _ignore_history(prune_history)
         options = (beam_width, beam_prune_logp, token_min_logp, hotwords, hotword_weight)
         found = self._beams("decode_beams_batch", logits_list, *options)
-        return [[(beam[0], *beam[2:]) for beam in beams] for beams in self._with_frames(found)]
+        return [
+            [OutputBeamMPSafe(beam.text, *beam[2:]) for beam in beams]
+            for beams in self._with_frames(found)
+        ]
 
     def _beams(
         self,
@@ -422,7 +449,7 @@ class BeamSearchDecoderCTC:
             (word, (int(firsts[first]), int(lasts[last]) + 1))
             for word, (first, last) in self._words(beam.labels)
         ]
-        return beam.text, beam.state, words, beam.log_prob, beam.score
+        return OutputBeam(beam.text, beam.state, words, beam.log_prob, beam.score)
 
 
 @jax.jit
