@@ -179,6 +179,7 @@ MAY_IMPORT = {
         "decoding.prefixes",
     },
     "decoding.spellings": {"_core.checks", "text"},
+    "decoding.spelt_words": {"_core.checks", "decoding.spellings", "text"},
     "decoding.lexicon": {"_core.checks", "decoding.spellings", "text"},
     "decoding.fusion": {"_core.checks", "decoding.language_models", "decoding.lexicon"},
     "decoding.prefixes": {"_core.normalizer", "_core.sharding", "decoding.fusion"},
