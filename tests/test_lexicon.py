@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from ngrams import PlainHypothesis, arpa, random_grams, scores_of
 from oracles import assert_close
 
-import jaxctc
 from jaxctc import (
     Lexicon,
     Vocabulary,
@@ -28,7 +27,6 @@ from jaxctc import (
     prefix_beam_search,
     read_arpa,
     read_lexicon,
-    read_spellings,
 )
 
 BETWEEN = Vocabulary(["-", "|", "a", "b", "ab"], separator="|")
@@ -465,45 +463,3 @@ def test_the_beam_takes_lexicons_alone():
         beam_step(beam_init(3), frame, None, lexicon=lexicon)
     with pytest.raises(ValueError, match="beam_finish: state must come from calls with the same"):
         beam_finish(beam_init(3, lexicon=lexicon))
-
-
-# From labels back to words.
-
-
-def write_spellings(folder, *lines):
-    path = folder / "spelt"
-    path.write_text("\n".join(lines))
-    return path
-
-
-def test_words_that_sound_alike(tmp_path):
-    """From logits by a lexicon to the words that its spellings stand for."""
-    vocabulary = jaxctc.Vocabulary(["-", "|", "T", "UW", "AH"], separator="|")
-    path = write_spellings(tmp_path, "two T UW |", "to T AH |", "too T UW |", "to T UW |")
-    spellings = read_spellings(path, vocabulary)
-    heard = 5.0 * np.eye(5)[[2, 0, 3, 1, 1, 2, 4]]
-    options = {"lexicon": read_lexicon(path, vocabulary), "num_hypotheses": 2}
-    best = jaxctc.prefix_beam_search(jnp.asarray(heard, jnp.float32), None, **options)
-    assert spellings.words(best.labels[0]) == [["two", "too", "to"], ["to"]]
-    assert spellings.words(best.labels)[0] == spellings.words(best.labels[0])
-
-
-def test_words_with_a_mark_and_without(tmp_path):
-    marked = jaxctc.Vocabulary(["-", "▁a", "b", "▁"], separator="▁")
-    path = write_spellings(tmp_path, "AB ▁a b", "A ▁a", "B ▁ b")
-    assert read_spellings(path, marked).words([1, 2, 1, 3, 2, 2]) == [["AB"], ["A"], []]
-    bare = jaxctc.Vocabulary(["-", "a", "b", "c"])
-    path = write_spellings(tmp_path, "A a", "AB a b", "B b", "BCC b c c", "ABC a b c")
-    spellings = read_spellings(path, bare)
-    assert spellings.words([1, 2, 3, 3, 1, -1]) == [["A"], ["BCC"], ["A"]]
-    assert spellings.words([1, 2, 1, 2]) == [["AB"], ["AB"]]
-    assert spellings.words([3, 1]) == [[]]
-    assert spellings.words([]) == []
-
-
-def test_words_that_are_not_spelt(tmp_path):
-    path = write_spellings(tmp_path, "ab", "b")
-    with pytest.raises(ValueError, match=r"line 1 of .* must have tokens after the word; got 'ab'"):
-        read_spellings(path, BETWEEN)
-    with pytest.raises(ValueError, match="must have words; got none"):
-        read_spellings(write_spellings(tmp_path, ""), BETWEEN)
