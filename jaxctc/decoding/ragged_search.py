@@ -107,7 +107,10 @@ def align(
 
 @functools.partial(jax.jit, static_argnames=("blank_id", "beam_width", "top_k"))
 def _search(
-    steps: Steps,
+    log_probs: Float[Array, "S B K"],
+    run_labels: Int[Array, "S B R"],
+    run_last: Int[Array, "S B"],
+    run_log_prob: Float[Array, "S B"],
     count: Int[Array, ""],
     guide: dict[str, Any],
     beam_threshold: Float[Array, ""],
@@ -118,10 +121,10 @@ def _search(
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Whether the beams were full, the tokens that steps searched, and the rest of `Found`.
 
-    `count` is how many steps there are; the fields of `steps` are `[S, B, …]`. What `beam_step`
-    does for a frame, a loop of any length does here for a step.
+    The first four are the fields of `Steps`, and `count` is how many steps there are. What
+    `beam_step` does for a frame, a loop of any length does here for a step.
     """
-    total, batch, classes = steps.log_probs.shape
+    total, batch, classes = log_probs.shape
     models = [guide.get(name) for name in ("language_model", "hot_words", "lexicon")]
     fusion = fusion_of("search", models[0], 1.0, 0.0, *models[1:])
     pruning = Pruning(
@@ -135,14 +138,14 @@ def _search(
     )
 
     @jax.vmap
-    def advance(prefixes, step):
-        prefixes, origins = extended(prefixes, step.log_probs, fusion, pruning)
-        run = step.run_labels, step.run_last, step.run_log_prob
+    def advance(prefixes, log_probs, *run):
+        prefixes, origins = extended(prefixes, log_probs, fusion, pruning)
         return appended(prefixes, *run, fusion, blank_id), origins
 
     def forward(place, carry):
         prefixes, is_full, origins = carry
-        prefixes, (parents, tokens) = advance(prefixes, _rows(steps, place))
+        step = [part[place] for part in (log_probs, run_labels, run_last, run_log_prob)]
+        prefixes, (parents, tokens) = advance(prefixes, *step)
         is_full |= jnp.maximum(prefixes.blank[:, -1], prefixes.label[:, -1]) > -jnp.inf
         return prefixes, is_full, origins.at[place].set((tokens + 1) * beam_width + parents)
 
@@ -157,7 +160,7 @@ def _search(
     prefixes, is_full, origins = lax.fori_loop(0, count, forward, first)
     slots = jnp.broadcast_to(jnp.arange(beam_width, dtype=jnp.int32), (batch, beam_width))
     _, tokens = lax.fori_loop(0, count, backward, (slots, jnp.full_like(origins, -1)))
-    largest = jnp.max(steps.log_probs, axis=-1) + steps.run_log_prob
+    largest = jnp.max(log_probs, axis=-1) + run_log_prob
     state = state._replace(prefixes=prefixes, is_nan=jnp.any(jnp.isnan(largest), axis=0))
     return is_full, tokens, *beam_scores(state, **guide), prefixes.model_states
 
@@ -189,24 +192,31 @@ def _batches(frames: Sequence[LikelyFrames], places: Iterable[int]) -> list[list
     return [order[at : at + _LARGEST_BATCH] for at in range(0, len(order), _LARGEST_BATCH)]
 
 
-def _stacked_steps(batch: Sequence[Steps], blank_id: int) -> tuple[Steps, Int[np.ndarray, ""]]:
-    """Steps in one of few shapes, `[S, B, …]`, and how many there are.
+def _stacked_steps(
+    batch: Sequence[Steps], blank_id: int
+) -> tuple[
+    Float[np.ndarray, "S B K"],
+    Int[np.ndarray, "S B R"],
+    Int[np.ndarray, "S B"],
+    Float[np.ndarray, "S B"],
+    Int[np.ndarray, ""],
+]:
+    """The fields of `Steps` in one of few shapes, and how many steps there are.
 
     Those that are padding are frames of blanks alone with probability 1, which change no score.
     """
     count = max(len(steps.run_last) for steps in batch)
     shape = _power_of_two(max(count, 16)), _power_of_two(len(batch))
-    stacked = Steps(
-        log_probs=np.full((*shape, batch[0].log_probs.shape[1]), -np.inf, np.float32),
-        run_labels=np.full((*shape, LONGEST_RUN), -1, np.int32),
-        run_last=np.full(shape, -1, np.int32),
-        run_log_prob=np.zeros(shape, np.float32),
-    )
-    stacked.log_probs[..., blank_id] = 0
+    log_probs = np.full((*shape, batch[0].log_probs.shape[1]), -np.inf, np.float32)
+    log_probs[..., blank_id] = 0
+    run_labels = np.full((*shape, LONGEST_RUN), -1, np.int32)
+    run_last, run_log_prob = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
     for row, steps in enumerate(batch):
-        for padded, part in zip(stacked, steps, strict=True):
+        for padded, part in zip(
+            (log_probs, run_labels, run_last, run_log_prob), steps, strict=True
+        ):
             padded[: len(part), row] = part
-    return stacked, np.asarray(count, np.int32)
+    return log_probs, run_labels, run_last, run_log_prob, np.asarray(count, np.int32)
 
 
 def _with_runs(tokens: Int[np.ndarray, "S W"], steps: Steps) -> Int[np.ndarray, "W L"]:
