@@ -55,7 +55,7 @@ class _Beam(NamedTuple):
     """A text with the best of its label sequences, or all of its beam."""
 
     text: str
-    state: int | None
+    slot: int
     labels: Int[np.ndarray, "L"]
     log_prob: float
     score: float
@@ -237,7 +237,7 @@ class BeamSearchDecoderCTC:
         _ignore_pool(pool)
         options = (beam_width, beam_prune_logp, token_min_logp, hotwords, hotword_weight)
         found = self._beams("decode_batch", logits_list, *options)
-        return [beams[0].text for beams, _ in found]
+        return [beams[0].text for beams, *_ in found]
 
     def decode_beams(
         self,
@@ -277,7 +277,15 @@ class BeamSearchDecoderCTC:
         _ignore_history(prune_history)
         options = (beam_width, beam_prune_logp, token_min_logp, hotwords, hotword_weight)
         found = self._beams("decode_beams", [logits], *options, lm_start_state)
-        return self._with_frames(found)[0]
+        (results,) = self._with_frames(found)
+        if self._spelt is None:
+            return results
+        ((beams, _, beam),) = found
+        contexts = np.asarray(_contexts(self._spelt.words, beam.model_states[0])).tolist()
+        return [
+            result._replace(last_lm_state=None if math.isnan(at.score) else contexts[at.slot])
+            for result, at in zip(results, beams, strict=True)
+        ]
 
     def decode_beams_batch(
         self,
@@ -320,8 +328,8 @@ class BeamSearchDecoderCTC:
         hotwords: Iterable[str] | None,
         hotword_weight: float,
         lm_start_state: int | None = None,
-    ) -> list[tuple[list[_Beam], LikelyFrames]]:
-        """The texts of each utterance, and the frames that they were found in."""
+    ) -> list[tuple[list[_Beam], LikelyFrames, Found]]:
+        """The texts of each utterance, with the frames and the beam that they were found in."""
         width = checks.count(function, "beam_width", beam_width, least=1)
         if not beam_prune_logp <= 0:
             checks.fail(function, "beam_prune_logp", "be 0 or less", beam_prune_logp)
@@ -337,7 +345,7 @@ class BeamSearchDecoderCTC:
             beam_threshold=-beam_prune_logp,
         )
         texts = [self._texts(part, beam_prune_logp) for part in found]
-        return list(zip(texts, frames, strict=True))
+        return list(zip(texts, frames, found, strict=True))
 
     def _log_probs(
         self, function: str, logits_list: Sequence[Any]
@@ -393,7 +401,7 @@ class BeamSearchDecoderCTC:
     def _texts(self, found: Found, prune: float) -> list[_Beam]:
         """What a beam spells: label sequences of one text become one, with the sum of them."""
         if np.isnan(found.scores).any():
-            return [_Beam("", None, found.labels[0][:0], math.nan, math.nan)]
+            return [_Beam("", 0, found.labels[0][:0], math.nan, math.nan)]
         texts: dict[str, _Beam] = {}
         for place in np.argsort(-found.scores, kind="stable").tolist():
             log_prob, score = float(found.log_probs[place]), float(found.scores[place])
@@ -408,13 +416,7 @@ class BeamSearchDecoderCTC:
                 score=float(np.logaddexp(best.score, score)),
             )
         beams = sorted(texts.values(), key=lambda beam: -beam.score)
-        beams = [beam for beam in beams if beam.score >= beams[0].score + prune]
-        if self._spelt is None:
-            return [beam._replace(state=None) for beam in beams]
-        places = np.array([beam.state for beam in beams])
-        contexts = np.asarray(_contexts(self._spelt.words, found.model_states[0]))[places]
-        pairs = zip(beams, contexts.tolist(), strict=True)
-        return [beam._replace(state=context) for beam, context in pairs]
+        return [beam for beam in beams if beam.score >= beams[0].score + prune]
 
     def _words(self, labels: Int[np.ndarray, "L"]) -> list[tuple[str, tuple[int, int]]]:
         """Words, with the places of their first and last label."""
@@ -430,16 +432,18 @@ class BeamSearchDecoderCTC:
                     is_open = True
         return words
 
-    def _with_frames(self, found: list[tuple[list[_Beam], LikelyFrames]]) -> list[list[OutputBeam]]:
-        """Results in pyctcdecode's form: with the frames of words."""
-        labels = [[beam.labels for beam in beams] for beams, _ in found]
-        spans = align([frames for _, frames in found], labels, self._vocabulary.blank_id)
+    def _with_frames(
+        self, found: list[tuple[list[_Beam], LikelyFrames, Found]]
+    ) -> list[list[OutputBeam]]:
+        """Results in pyctcdecode's form: with the frames of words, and yet without states."""
+        labels = [[beam.labels for beam in beams] for beams, *_ in found]
+        spans = align([frames for _, frames, _ in found], labels, self._vocabulary.blank_id)
         return [
             [
                 self._output(beam, first, last)
                 for beam, first, last in zip(beams, *spans[place], strict=False)
             ]
-            for place, (beams, _) in enumerate(found)
+            for place, (beams, *_) in enumerate(found)
         ]
 
     def _output(
@@ -449,7 +453,7 @@ class BeamSearchDecoderCTC:
             (word, (int(firsts[first]), int(lasts[last]) + 1))
             for word, (first, last) in self._words(beam.labels)
         ]
-        return OutputBeam(beam.text, beam.state, words, beam.log_prob, beam.score)
+        return OutputBeam(beam.text, None, words, beam.log_prob, beam.score)
 
 
 @jax.jit
