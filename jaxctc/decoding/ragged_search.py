@@ -138,9 +138,9 @@ def _search(
     )
 
     @jax.vmap
-    def advance(prefixes, log_probs, *run):
+    def advance(prefixes, log_probs, labels, last, log_prob):
         prefixes, origins = extended(prefixes, log_probs, fusion, pruning)
-        return appended(prefixes, *run, fusion, blank_id), origins
+        return appended(prefixes, labels, last, log_prob, fusion, blank_id), origins
 
     def forward(place, carry):
         prefixes, is_full, origins = carry

@@ -50,6 +50,7 @@ def build_ctcdecoder(
       OSError: if the file cannot be opened.
 
     Example:
+      >>> import numpy as np
       >>> decoder = build_ctcdecoder(["", " ", "a", "b"])
       >>> path = np.array([2, 2, 0, 2, 1, 3])
       >>> decoder.decode(9.0 * np.eye(4)[path])
