@@ -14,7 +14,7 @@ Axis letters, everywhere:
     W   beam
     L   places for decoded labels
 
-A batch may lie on several devices, without a word between them: under `jit`, in arrays that are
+A batch may lie on several devices, which exchange nothing: under `jit`, in arrays that are
 sharded along a batch axis, or within `jax.shard_map` (beams, and meshes of explicit axes, belong
 there). `ctc_loss` can also have its classes on several devices.
 
@@ -91,8 +91,8 @@ from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
 from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
 from jaxctc.text import EncodedText, Vocabulary
-
-__version__ = "0.1.1"
+from jaxctc.versions import __version__ as __version__
+from jaxctc.versions import show_versions
 
 __all__ = [
     "Alignment",
@@ -169,6 +169,7 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "segment_means",
+    "show_versions",
     "smoothing_penalty",
     "substitution_scores",
     "timed_spans",

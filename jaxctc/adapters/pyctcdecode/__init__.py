@@ -10,6 +10,7 @@ from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import Alphabet, require_space
 from jaxctc.adapters.pyctcdecode.decoder import BeamSearchDecoderCTC
 from jaxctc.adapters.pyctcdecode.language_model import LanguageModel
+from jaxctc.decoding.memory import MAX_BYTES
 
 __all__ = ["Alphabet", "BeamSearchDecoderCTC", "LanguageModel", "build_ctcdecoder"]
 
@@ -22,6 +23,7 @@ def build_ctcdecoder(
     beta: float = constants.DEFAULT_BETA,
     unk_score_offset: float = constants.DEFAULT_UNK_LOGP_OFFSET,
     lm_score_boundary: bool = constants.DEFAULT_SCORE_LM_BOUNDARY,
+    max_bytes: int = MAX_BYTES,
 ) -> BeamSearchDecoderCTC:
     """A decoder from logits to text, by `jaxctc.beam_step`, with pyctcdecode's arguments.
 
@@ -39,6 +41,7 @@ def build_ctcdecoder(
       unk_score_offset: what the model adds for a word that is not known, to base 10; `alpha`
         applies to it.
       lm_score_boundary: whether the model scores the beginning and the end of the text.
+      max_bytes: as of `jaxctc.read_arpa`; pyctcdecode has no limit.
 
     Returns:
       `BeamSearchDecoderCTC`.
@@ -65,5 +68,5 @@ def build_ctcdecoder(
             warnings.warn(f"adapters.pyctcdecode: {message}.", UserWarning, stacklevel=2)
         return BeamSearchDecoderCTC(alphabet)
     require_space(alphabet)  # before a long file is read
-    weights = alpha, beta, unk_score_offset, lm_score_boundary
-    return BeamSearchDecoderCTC(alphabet, LanguageModel(kenlm_model_path, unigrams, *weights))
+    options = unigrams, alpha, beta, unk_score_offset, lm_score_boundary, max_bytes
+    return BeamSearchDecoderCTC(alphabet, LanguageModel(kenlm_model_path, *options))

@@ -21,6 +21,7 @@ from jaxctc.adapters.pyctcdecode.alphabet import Alphabet, require_space, vocabu
 from jaxctc.adapters.pyctcdecode.language_model import LanguageModel, visible_names
 from jaxctc.decoding.arpa import WordNGrams, WordState
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
+from jaxctc.decoding.memory import MAX_BYTES
 from jaxctc.decoding.ragged_search import Found, align, search
 from jaxctc.decoding.words import WholeWords, whole_words
 from jaxctc.text import Vocabulary
@@ -169,13 +170,14 @@ class BeamSearchDecoderCTC:
 
     @classmethod
     def load_from_dir(
-        cls, filepath: str, unigram_encoding: str | None = None
+        cls, filepath: str, unigram_encoding: str | None = None, max_bytes: int = MAX_BYTES
     ) -> "BeamSearchDecoderCTC":
         """The decoder of a folder that pyctcdecode, transformers or `save_to_dir` wrote.
 
         Args:
           filepath: the folder; see `parse_directory_contents`.
           unigram_encoding: that of the file of known words; None is UTF-8.
+          max_bytes: as of `build_ctcdecoder`.
 
         Raises:
           ValueError: as `parse_directory_contents`, here and of `LanguageModel`, or as
@@ -184,8 +186,8 @@ class BeamSearchDecoderCTC:
         paths = cls.parse_directory_contents(filepath)
         alphabet = Alphabet.loads(Path(str(paths["alphabet"])).read_text())
         folder = paths["language_model"]
-        model = None if folder is None else LanguageModel.load_from_dir(folder, unigram_encoding)
-        return cls(alphabet, model)
+        options = unigram_encoding, max_bytes
+        return cls(alphabet, LanguageModel.load_from_dir(folder, *options) if folder else None)
 
     @classmethod
     def load_from_hf_hub(

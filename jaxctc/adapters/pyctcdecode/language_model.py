@@ -1,5 +1,6 @@
 """The language model of a decoder: n-grams of words with their weights, and its files."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -17,6 +18,7 @@ from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import MARK
 from jaxctc.decoding.arpa import WordNGrams, read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
+from jaxctc.decoding.memory import MAX_BYTES, Memory
 from jaxctc.decoding.words import WeightedWords
 from jaxctc.text import Vocabulary
 
@@ -29,7 +31,7 @@ class LanguageModel:
     Args:
       kenlm_model: the path of an ARPA file, as of `build_ctcdecoder`; or what has it as `path`,
         as a `kenlm.Model` has.
-      unigrams, alpha, beta, unk_score_offset: as of `build_ctcdecoder`.
+      unigrams, alpha, beta, unk_score_offset, max_bytes: as of `build_ctcdecoder`.
       score_boundary: what it calls `lm_score_boundary`.
 
     Raises:
@@ -48,10 +50,12 @@ class LanguageModel:
         beta: float = constants.DEFAULT_BETA,
         unk_score_offset: float = constants.DEFAULT_UNK_LOGP_OFFSET,
         score_boundary: bool = constants.DEFAULT_SCORE_LM_BOUNDARY,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """Reads the file."""
         self._path = os.fsdecode(getattr(kenlm_model, "path", kenlm_model))
-        self._ngrams = read_ngrams(self._path)
+        self._memory = Memory(self._path, max_bytes)
+        self._ngrams = read_ngrams(self._path, self._memory)
         listed = [word.decode() for word in self._ngrams.vocabulary]
         listed = sorted({*listed} - {"<unk>", "<s>", "</s>"})
         self.unigrams = sorted({*listed} & {*(unigrams or ())}) or listed
@@ -95,7 +99,9 @@ class LanguageModel:
         return {part: os.path.join(filepath, name) for part, name in parts.items()}
 
     @classmethod
-    def load_from_dir(cls, filepath: str, unigram_encoding: str | None = None) -> "LanguageModel":
+    def load_from_dir(
+        cls, filepath: str, unigram_encoding: str | None = None, max_bytes: int = MAX_BYTES
+    ) -> "LanguageModel":
         """The model of a folder that pyctcdecode or `save_to_dir` wrote.
 
         Raises:
@@ -108,7 +114,7 @@ class LanguageModel:
             requirement = f"be an object with {', '.join(cls.JSON_ATTRS)}"
             checks.fail("load_from_dir", paths["json_attrs"], requirement, repr(attributes)[:99])
         text = Path(paths["unigrams"]).read_text(encoding=unigram_encoding or "utf-8")
-        return cls(paths["kenlm"], text.splitlines(), **attributes)
+        return cls(paths["kenlm"], text.splitlines(), **attributes, max_bytes=max_bytes)
 
     def spelt(self, vocabulary: Vocabulary) -> "SpeltWords":
         """The same for a beam search over the labels of a vocabulary."""
@@ -116,8 +122,8 @@ class LanguageModel:
         ends_word = np.array([name.startswith(mark) for name in vocabulary.tokens])
         names = [name.removeprefix(mark).encode() for name in vocabulary.tokens]
         # KenLM has 10⁻¹⁰⁰ for what is unknown, where the file does not say.
-        unknown = -100 * math.log(10)
-        words = word_ngrams(self._ngrams, names, ends_word, unknown_log_prob=unknown)
+        unknown, memory = -100 * math.log(10), copy.copy(self._memory)
+        words = word_ngrams(self._ngrams, names, ends_word, unknown, memory)
         lexicon = build_lexicon(self.unigrams, vocabulary, unknown="drop")
         if MARK in vocabulary.tokens:  # alone it is no word, whatever comes next
             label = jnp.asarray(vocabulary.tokens.index(MARK), jnp.int32)
