@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import jaxctc
 from jaxctc._core.changes import LEAST_CLASSES
-from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch
+from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch, torchaudio
 from jaxctc.adapters import frame_objectives as entrywise
 from jaxctc.adapters import optax as like_optax
 
@@ -278,6 +278,10 @@ def _of_decoding(sizes: Sizes) -> Entries:
             with_options(search, blank_threshold=0.95),
             (logits, padded),
         ),
+        "prefix_beam_search (beam_threshold)": (
+            with_options(search, beam_threshold=10.0),
+            (logits, padded),
+        ),
         "prefix_beam_search (hot_words)": (with_options(search, hot_words=words), (logits, padded)),
         "prefix_beam_search (lexicon)": (
             lambda logits, padded, lexicon: search(logits, padded, lexicon=lexicon),
@@ -415,6 +419,10 @@ def _of_adapters(sizes: Sizes) -> Entries:
         "adapters.returnn.edit_distance": (
             returnn.edit_distance,
             (labels, counts, labels, counts),
+        ),
+        "adapters.torchaudio.forced_align": (
+            torchaudio.forced_align,
+            (logits, labels, counts, counts),
         ),
         "adapters.keras.ctc_loss, gradient": (
             grad(lambda output, target, n, t: keras.ctc_loss(target, output, n, t)),

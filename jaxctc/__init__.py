@@ -41,6 +41,7 @@ from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode, segment_
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
 from jaxctc.decoding.prefixes import Prefixes
+from jaxctc.decoding.spelt_words import Spellings, read_spellings
 from jaxctc.frame_losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -110,6 +111,7 @@ __all__ = [
     "PrefixState",
     "Prefixes",
     "Span",
+    "Spellings",
     "StateLogProbs",
     "TokenNGrams",
     "Vocabulary",
@@ -162,6 +164,7 @@ __all__ = [
     "purpose_loss",
     "read_arpa",
     "read_lexicon",
+    "read_spellings",
     "reduce_loss",
     "required_frames",
     "sample_alignments",

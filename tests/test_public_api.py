@@ -41,6 +41,7 @@ ON_THE_HOST = {
     "plot_posteriors",
     "read_arpa",
     "read_lexicon",
+    "read_spellings",
     "show_versions",
     "timed_spans",
     "validate",
@@ -121,6 +122,7 @@ CALLS = {
     "purpose_loss": (KEY, *CTC),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
+    "read_spellings": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
     "segment_means": (LOGITS, LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
@@ -386,7 +388,7 @@ def test_lists_will_do(name):
         plain, result = call_of(name)(*lists), call_of(name)(*CALLS[name])
         if name.startswith("plot_"):
             assert plain is result  # the current axes
-        elif isinstance(plain, str | list):
+        elif isinstance(plain, str | list | jaxctc.Spellings):
             assert plain == result
         else:
             assert_same(plain, result)

@@ -139,7 +139,7 @@ def test_the_reference_is_complete():
     entries = [
         entry for page in pages for entry in re.findall(r"^::: (.*)$", page.read_text(), re.M)
     ]
-    adapters = [path.stem for path in (ROOT / "jaxctc" / "adapters").glob("[!_]*.py")]
+    adapters = [path.stem for path in (ROOT / "jaxctc" / "adapters").glob("[!_]*")]
     # Of what has the name of its module, the last part counts.
     assert sorted(entry.split(".")[-1] for entry in entries) == sorted([*jaxctc.__all__, *adapters])
 

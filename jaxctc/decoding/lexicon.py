@@ -201,6 +201,7 @@ def read_lexicon(
     A line is a word. Or every line is a word and, parted by white space, the names of the tokens
     that spell it (a lexicon of flashlight or torchaudio); a separator at the end of a spelling is
     left out, and a word with several spellings has a line for each. Empty lines do not count.
+    `read_spellings` of the same file says what words a hypothesis then spells.
 
     Args:
       path: the file.
@@ -224,14 +225,9 @@ def read_lexicon(
       >>> float(model.score_and_advance(model.initial_state, 3)[0])
       0.0
     """
-    function, name = "read_lexicon", os.fspath(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [(number, line.split()) for number, line in enumerate(file, 1)]
-    except UnicodeDecodeError as error:
-        checks.fail(function, name, "be text in UTF-8", str(error))
-    entries = read_entries(function, name, [line for line in lines if line[1]], vocabulary)
-    return _build(function, name, entries, vocabulary, unknown, normalize, unknown_score)
+    function = "read_lexicon"
+    entries = read_entries(function, path, vocabulary)
+    return _build(function, os.fspath(path), entries, vocabulary, unknown, normalize, unknown_score)
 
 
 def _build(
