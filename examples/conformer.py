@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "digits": Size(64, 3, 4, 7, (1, 2)),
-    "tiny": Size(96, 4, 4, 15, (1, 2)),
+    "tiny": Size(128, 3, 4, 15, (1, 2)),
     "base": Size(256, 20, 4, 31, (2, 2)),
     "large": Size(512, 20, 8, 31, (2, 2)),
 }
@@ -266,9 +266,7 @@ class Conformer(nnx.Module):
 
         With `whole`, every device has all of them.
         """
-        logits = _product(
-            "btd,dk->btk", hidden, self.classes, preferred_element_type=jnp.float32
-        )
+        logits = _product("btd,dk->btk", hidden, self.classes, preferred_element_type=jnp.float32)
         here = logits.shape[-1]
         first = 0 if whole else lax.axis_index(MODEL) * here
         ids = first + jnp.arange(here, dtype=jnp.int32)

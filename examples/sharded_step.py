@@ -115,9 +115,7 @@ class Trainer:
 
     def fresh(self, seed: int) -> Any:
         """Parameters and optimizer before the first step, the same on any mesh."""
-        make = jax.jit(
-            lambda: nnx.state(self.plan.learner(seed)), out_shardings=self._shardings
-        )
+        make = jax.jit(lambda: nnx.state(self.plan.learner(seed)), out_shardings=self._shardings)
         return make()
 
     @property

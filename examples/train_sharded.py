@@ -5,7 +5,7 @@
 on all devices of this process (with JAX_NUM_CPU_DEVICES=2, a CPU is two). `--mesh data=8,model=2`
 splits the batch over eight groups of two devices, which share the matrices and the classes.
 `--size`, `--head`, `--microbatches`, `--dtype`, `--remat` and `--implementation` say what is
-computed and how; `conformer.py` is the network, `sharded_step.py` the step, and what is learned from
+computed and how. `conformer.py` is the network, `sharded_step.py` the step. What is learned from
 stands here: lines of handwritten digits, in buckets of static shapes. Put your own data in the
 place of `share_of_lines`.
 
@@ -17,9 +17,10 @@ compiles the step for them, wherever you are (see `compile_for.py`).
 
 Each process writes only those lines that its own devices learn from. A line depends on the seed,
 the step and its place in the batch, and on nothing else, so the training is the same, up to
-rounding, on any mesh. Checkpoints hold parameters, optimizer and step: a run that was killed goes on
-from the last one when it is started again, and ends with the parameters it would have had, on CPUs
-to the bit. Several processes, on one machine or on many that share the folder, are started with
+rounding, on any mesh. Checkpoints hold parameters, optimizer and step: a run that was killed goes
+on from the last one when it is started again, and ends with the parameters it would have had, on
+CPUs to the bit. Several processes, on one machine or on many that share the folder, are started
+with
 
     --coordinator HOST:PORT --processes 2 --process 0
 
@@ -178,9 +179,7 @@ def options() -> OneLine:
     parser = OneLine(__doc__)
     parser.add_argument("--steps", type=positive, default=750, help="updates (default: 750)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, help="lines, over all devices (default: 32)"
-    )
+    parser.add_argument("--batch-size", type=positive, help="over all devices (default: 32)")
     parser.add_argument("--checkpoints", type=folder, help="folder to go on from")
     parser.add_argument("--save-every", type=positive, default=50, help="steps (default: 50)")
     parser.add_argument(
@@ -212,6 +211,18 @@ def options() -> OneLine:
         "--implementation", choices=("xla", "pallas"), help="of the loss (default: jaxctc's choice)"
     )
 
+    elsewhere = parser.add_argument_group("machines that are not there")
+    elsewhere.add_argument("--compile-for", metavar="MACHINES", help="v5e:16x16, h100x8, ...")
+    for flag, default, meaning in (
+        ("--features", 80, "of a frame"),
+        ("--frames", 1600, "of the bucket, before some are left out"),
+        ("--labels", 100, "of the bucket"),
+        ("--vocabulary", 1024, "classes, the blank included"),
+    ):
+        elsewhere.add_argument(
+            flag, type=positive, default=default, help=f"{meaning} (default: {default})"
+        )
+
     several = parser.add_argument_group("several processes")
     for flag, kind, variable, meaning in (
         ("--coordinator", str, "JAX_COORDINATOR_ADDRESS", "host and port of process 0"),
@@ -240,10 +251,34 @@ def plan_of(arguments: argparse.Namespace, features: int, classes: int, platform
     )
 
 
+def compile_elsewhere(parser: OneLine, arguments: argparse.Namespace) -> None:
+    """Prints what the step would cost on machines that are not there; refuses what does not fit."""
+    import compile_for  # which finds compilers, and keeps JAX from looking for their devices
+
+    try:
+        machines = compile_for.machines_of(arguments.compile_for)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --compile-for: {error}")
+    devices = len(machines.devices)
+    shape = arguments.mesh or {DATA: devices, MODEL: 1}
+    batch = arguments.batch_size or 16 * shape[DATA]
+    plan = plan_of(arguments, arguments.features, arguments.vocabulary, "elsewhere")
+    bucket = compile_for.Bucket(batch, arguments.frames, arguments.labels)
+    wrong = complaint(plan, shape, devices, batch)
+    if wrong:
+        parser.error(wrong)
+    refusal = compile_for.answer(plan, shape, machines, bucket)
+    if refusal:
+        parser.error(f"argument --compile-for: {refusal}; got '{arguments.compile_for}'")
+
+
 def main() -> None:
     """Trains from the last checkpoint on, and prints the test CER."""
     parser = options()
     arguments = parser.parse_args()
+    if arguments.compile_for is not None:
+        return compile_elsewhere(parser, arguments)
+    arguments.batch_size = arguments.batch_size or 32
     if arguments.checkpoints is None:
         parser.error("the following arguments are required: --checkpoints")
     join(parser, arguments)
