@@ -344,8 +344,8 @@ class _Program:
                 more = self.walk(called, depth, entered)
             else:
                 estimate = _ESTIMATE.search(line)
-                counts = estimate is not None and self.scope in _source(line)
-                more = int(opcode in _KERNELS), int(estimate.group(1)) if counts else 0
+                cycles_here = int(estimate.group(1)) if estimate else 0
+                more = int(opcode in _KERNELS), cycles_here * (self.scope in _source(line))
                 self._note(opcode, line, entered)
             launches, cycles = launches + more[0], cycles + more[1]
         return launches, cycles

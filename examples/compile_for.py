@@ -70,6 +70,8 @@ class Report(NamedTuple):
     loss_cycles: int
     """Of the loss, without the layer that makes its logits unless that belongs to it."""
     launches: int
+    kernels: list[str]
+    """Targets of custom calls, those of Pallas among them."""
 
     @property
     def needed(self) -> int:
@@ -78,7 +80,7 @@ class Report(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """What the compiler says of a program that asks for more memory than there is."""
+    """A program asks for more memory than there is, by its compiler."""
 
 
 def machines_of(text: str) -> Machines:
@@ -112,10 +114,10 @@ def compiled(
     trainer = Trainer(plan, mesh_of(shape, machines.devices))
     batch, frames, labels = bucket
 
-    def array(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    def array(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=trainer.batch_sharding)
 
-    examples: Any = jaxctc.PaddedBatch(
+    examples = jaxctc.PaddedBatch(
         array(np.float32, frames, plan.features),
         array(bool, frames),
         array(np.int32, labels),
@@ -123,14 +125,23 @@ def compiled(
         array(bool),
     )
     platform = ahead_of_time.TARGETS[machines.target].platform
-    lowered = trainer.step.trace(trainer.learned, examples).lower(lowering_platforms=(platform,))
+    traced = trainer.step.trace(trainer.learned, examples)
+    return trainer, fitting(traced.lower(lowering_platforms=(platform,)))
+
+
+def fitting(lowered: Any) -> Any:
+    """The compiled program.
+
+    Raises:
+      DoesNotFit: if the compiler for TPUs finds no room.
+    """
     try:
-        return trainer, lowered.compile()
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"Used (\S+) of (\S+) hbm", str(error))
         if found is None:
             raise
-        raise DoesNotFit(f"{found[1]} of {found[2]} bytes per device") from error
+        raise DoesNotFit(f"needs {found[1]} of {found[2]} bytes per device") from error
 
 
 def report_on(plan: Plan, shape: dict[str, int], machines: Machines, bucket: Bucket) -> Report:
@@ -165,6 +176,7 @@ def report_on(plan: Plan, shape: dict[str, int], machines: Machines, bucket: Buc
         cycles=cost.cycles + kernels,
         loss_cycles=ahead_of_time.cycles_within(text, CTC) + kernels,
         launches=cost.launches,
+        kernels=cost.kernels,
     )
 
 
@@ -223,14 +235,19 @@ def exchange_rows(exchanges: list[ahead_of_time.Exchange]) -> list[str]:
     ]
 
 
+def excess(report: Report, machines: Machines) -> str | None:
+    """How much of the memory a step needs, if that is more than there is."""
+    room = MEMORY[machines.target]
+    if report.needed <= room:
+        return None
+    return f"needs {report.needed / 1e9:.1f} of {room / 1e9:.0f} GB per device"
+
+
 def answer(plan: Plan, shape: dict[str, int], machines: Machines, bucket: Bucket) -> str | None:
     """Prints what a step would cost; why it cannot run there, if it does not fit."""
     try:
         report = report_on(plan, shape, machines, bucket)
     except DoesNotFit as error:
-        return f"does not fit: {error}, says the compiler"
+        return str(error)
     print(described(plan, shape, machines, bucket, report))
-    room = MEMORY[machines.target]
-    if report.needed > room:
-        return f"does not fit: {report.needed / 1e9:.1f} of {room / 1e9:.0f} GB per device"
-    return None
+    return excess(report, machines)

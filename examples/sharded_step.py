@@ -14,7 +14,7 @@ and Pallas kernels run as they are. Parameters and the state of the optimizer ar
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,11 +106,11 @@ class Trainer:
 
         self.learned: Any = jax.tree.map_with_path(placed, learned)
         """Shapes, dtypes and places of parameters and optimizer."""
-        self.step: Callable = jax.jit(
+        self.step: Any = jax.jit(
             self._step, donate_argnums=0, out_shardings=(self._shardings, None)
         )
         """Parameters and optimizer, and a batch, to the former after it, and its mean loss."""
-        self.count_errors: Callable = jax.jit(self._count_errors)
+        self.count_errors: Any = jax.jit(self._count_errors)
         """Of the best paths, in a batch that is spread over the mesh."""
 
     def fresh(self, seed: int) -> Any:
@@ -189,9 +189,9 @@ class Trainer:
 
     def _listen(self, parameters: Any, batch: jaxctc.PaddedBatch) -> tuple[Conformer, Array, Array]:
         model = nnx.merge(self._model_graph, parameters)
-        frames = batch.frames.astype(self.plan.dtype)
-        hidden = model.hidden(frames, batch.frame_paddings, remat=self.plan.remat)
-        return model, *hidden
+        frames = jnp.asarray(batch.frames).astype(self.plan.dtype)
+        no_frame = jnp.asarray(batch.frame_paddings)
+        return model, *model.hidden(frames, no_frame, remat=self.plan.remat)
 
     def _count_errors(self, learned: Any, batch: jaxctc.PaddedBatch) -> jaxctc.ErrorCounts:
         def on_one_device(parameters: Any, batch: jaxctc.PaddedBatch) -> jaxctc.ErrorCounts:

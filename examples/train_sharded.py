@@ -31,6 +31,8 @@ with its heartbeat), and all are to be started again.
 """
 
 import argparse
+import functools
+import operator
 import os
 from typing import Any
 
@@ -122,7 +124,7 @@ def evaluation_batches(split: str, lines: int, trainer: Trainer) -> list[jaxctc.
 def error_rate(trainer: Trainer, learned: Any, batches: list[jaxctc.PaddedBatch]) -> float:
     """Errors per digit, of the best paths."""
     counts = [trainer.count_errors(learned, batch) for batch in batches]
-    return float(sum(counts[1:], start=counts[0]).rate)
+    return float(functools.reduce(operator.add, counts).rate)
 
 
 def train(manager: ocp.CheckpointManager, trainer: Trainer, arguments: argparse.Namespace) -> Any:
@@ -165,7 +167,7 @@ def join(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
 
 def mesh_shape(text: str) -> dict[str, int]:
     """The value of `--mesh`."""
-    sizes = dict(part.partition("=")[::2] for part in text.split(","))
+    sizes = {axis: size for axis, _, size in (part.partition("=") for part in text.split(","))}
     if sizes.keys() != {DATA, MODEL} or not all(
         size.isdecimal() and int(size) for size in sizes.values()
     ):
@@ -269,7 +271,8 @@ def compile_elsewhere(parser: OneLine, arguments: argparse.Namespace) -> None:
         parser.error(wrong)
     refusal = compile_for.answer(plan, shape, machines, bucket)
     if refusal:
-        parser.error(f"argument --compile-for: {refusal}; got '{arguments.compile_for}'")
+        requirement = f"must be machines that the step fits, which {refusal}"
+        parser.error(f"argument --compile-for: {requirement}; got '{arguments.compile_for}'")
 
 
 def main() -> None:
