@@ -138,10 +138,14 @@ def fitting(lowered: Any) -> Any:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-        if found is None:
+        said = str(error)
+        if "RESOURCE_EXHAUSTED" not in said:
             raise
-        raise DoesNotFit(f"needs {found[1]} of {found[2]} bytes per device") from error
+        # "Used 20.1G of 15.7G hbm", or "temporaries (40.0G) exceeds available HBM (15.7G)".
+        size = r"\(?([\d.]+[KMG])\b"
+        found = re.search(rf"{size} of {size} hbm|{size}\) exceeds .*?{size}", said)
+        needed, room = filter(None, found.groups()) if found else ("more", "all")
+        raise DoesNotFit(f"needs {needed} of {room} bytes per device") from error
 
 
 def report_on(plan: Plan, shape: dict[str, int], machines: Machines, bucket: Bucket) -> Report:

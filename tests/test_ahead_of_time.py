@@ -203,7 +203,8 @@ def cost_of_planted(target, function):
 def compile_for(monkeypatch):
     """The module of the examples that compiles their training step."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    with jax.numpy_rank_promotion("allow"):  # it broadcasts as users' programs do
+    # It broadcasts and promotes as users' programs do.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield pytest.importorskip("compile_for", reason="needs the extra `examples`")
 
 

@@ -231,24 +231,22 @@ def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path):
 @pytest.mark.usefixtures("train_sharded")
 def test_a_training_goes_on_with_kernels_on_another_mesh(tmp_path):
     """One more step, by the emulated kernel of a TPU, with the classes on two devices."""
-    folder = tmp_path / "whole"
-    with training(folder, 1, "--steps", "1", JAX_NUM_CPU_DEVICES="2") as (alone,):
-        assert alone.wait(PATIENCE) == 0, log_of(folder, 0).read_text()
-    before = checkpoint(folder, 1)
-    shutil.copytree(folder, tmp_path / "kernel")
-    found = []
-    for name, options in {
-        "whole": [],
-        "kernel": ["--implementation", "pallas", "--mesh", "data=1,model=2"],
-    }.items():
-        folder = tmp_path / name
-        emulated = {"JAX_NUM_CPU_DEVICES": "2", "JAXCTC_PALLAS_INTERPRET": "tpu"}
-        with training(folder, 1, "--steps", "2", *options, **emulated) as (alone,):
-            assert alone.wait(PATIENCE) == 0, log_of(folder, 0).read_text()
-        found.append(checkpoint(folder, 2))
-    assert set(found[0]) == set(found[1]) == set(before)
-    for name, array in found[0].items():
-        np.testing.assert_allclose(found[1][name], array, rtol=1e-3, atol=1e-6, err_msg=name)
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    steps = "--steps", "2", "--save-every", "1"
+    kernel = "--implementation", "pallas", "--mesh", "data=1,model=2"
+    with training(whole, 1, *steps, JAX_NUM_CPU_DEVICES="2") as (alone,):
+        assert alone.wait(PATIENCE) == 0, log_of(whole, 0).read_text()
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "2")
+    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAXCTC_PALLAS_INTERPRET": "tpu"}
+    with training(other, 1, *steps, *kernel, **environment) as (alone,):
+        assert alone.wait(PATIENCE) == 0, log_of(other, 0).read_text()
+    assert "| 1/2 " in log_of(other, 0).read_text(), "the bar goes on where the checkpoint was"
+    before, expected, found = checkpoint(whole, 1), checkpoint(whole, 2), checkpoint(other, 2)
+    assert set(found) == set(expected)
+    assert any((before[name] != array).any() for name, array in found.items())
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
 OF_A_RUN = "{{'steps': {}, 'seed': 0, 'batch_size': 32, 'size': 'digits', 'learning_rate': 0.003}}"

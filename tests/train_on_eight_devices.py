@@ -29,7 +29,11 @@ MESHES = {
 @pytest.fixture(scope="module")
 def examples():
     """The modules of the step and of its data."""
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
         patch.syspath_prepend(EXAMPLES)
         yield (
             pytest.importorskip("sharded_step", reason="needs the extra `examples`"),
