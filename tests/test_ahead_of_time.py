@@ -210,19 +210,19 @@ def compile_for(monkeypatch):
 
 def check_training(compile_for, machines, shape, kernel):
     """Devices exchange what the step says they do, to the byte, and kernels run as they are."""
-    layers, frames, labels, classes, width = 3, 64, 10, 40, 64
+    layers, width, batch, frames, labels, classes = 3, 64, 16, 64, 10, 40
     plan = compile_for.Plan(
         "digits", 16, classes, "sharded", "pallas", 1, "bfloat16", False, 1000, 1e-3
     )
     devices = compile_for.machines_of(machines)
-    bucket = compile_for.Bucket(8 * shape["data"], 2 * frames, labels)
+    bucket = compile_for.Bucket(batch * shape["data"], 2 * frames, labels)
     report = compile_for.report_on(plan, shape, devices, bucket)
     assert [name for name in report.kernels if name == kernel] == [kernel] * 2
     assert {each.operation for each in report.exchanges} == {"all-reduce"}
     found = {shape["data"]: 0, shape["model"]: 0}
     for each in report.exchanges:
         found[each.devices] += each.size * each.times
-    hidden, scores = 2 * 8 * frames * width, 4 * 8 * frames
+    hidden, scores = 2 * batch * frames * width, 4 * batch * frames
     norms = 4 * 13  # of the gradients of what is spread
     assert found == {
         # Gradients, the sum of the losses, and their number.
