@@ -115,6 +115,20 @@ class Loop(NamedTuple):
     """The operation of the library that it came from."""
 
 
+class Exchange(NamedTuple):
+    """One operation by which devices exchange values."""
+
+    operation: str
+    size: int
+    """Bytes of its result, on one device."""
+    times: int | None
+    """In a run of the program; None where that is not known."""
+    devices: int
+    """That take part in it together; 0 where the program does not say."""
+    source: str
+    """The operation of the program that it came from."""
+
+
 class Cost(NamedTuple):
     """What a compiled program would cost: see the head of this module."""
 
@@ -271,6 +285,13 @@ def cost_of(text: str) -> Cost:
     )
 
 
+def exchanges_of(text: str) -> list[Exchange]:
+    """What devices exchange in the text of an optimised program, in its order."""
+    program = _Program(text)
+    program.walk(program.entry, 0, 1)
+    return program.exchanges
+
+
 def bytes_moved(text: str) -> int:
     """What the kernels of an optimised program without loops read and write, in bytes.
 
@@ -325,10 +346,24 @@ def _size(shape: str) -> int:
     )
 
 
-class _Program:
-    """The computations of a program by their names, and what a walk through them finds."""
+def cycles_within(text: str, scope: str) -> int:
+    """Estimated cycles of what was traced within a `jax.named_scope`, derivatives included.
 
-    def __init__(self, text: str) -> None:
+    A fusion counts as what its root came from.
+    """
+    program = _Program(text, scope)
+    return program.walk(program.entry, 0, 1)[1]
+
+
+class _Program:
+    """The computations of a program by their names, and what a walk through them finds.
+
+    With a scope, what was not traced within it has no cycles.
+    """
+
+    def __init__(self, text: str, scope: str = "") -> None:
+        self.scope = scope
+        self.exchanges: list[Exchange] = []
         self.computations: dict[str, list[str]] = {}
         self.loops: list[Loop] = []
         self.kernels: list[str] = []
@@ -363,16 +398,26 @@ class _Program:
                 more = self.walk(called, depth, entered)
             else:
                 estimate = _ESTIMATE.search(line)
-                more = int(opcode in _KERNELS), int(estimate.group(1)) if estimate else 0
-                self._note(opcode, line)
+                cycles_here = int(estimate.group(1)) if estimate else 0
+                more = int(opcode in _KERNELS), cycles_here * (self.scope in _source(line))
+                self._note(opcode, line, entered)
             launches, cycles = launches + more[0], cycles + more[1]
         return launches, cycles
 
-    def _note(self, opcode: str, line: str) -> None:
+    def _note(self, opcode: str, line: str, entered: int | None) -> None:
         if opcode == "custom-call":
             self.kernels += re.findall(r'custom_call_target="([^"]*)"', line)
         if opcode.removesuffix("-start") in _COLLECTIVES:
             self.collectives.append(opcode.removesuffix("-start"))
+            self.exchanges.append(
+                Exchange(
+                    opcode.removesuffix("-start"),
+                    _bytes(line.partition(f" {opcode}(")[0]),
+                    entered,
+                    _group(line),
+                    _source(line),
+                )
+            )
 
     def _loop(self, line: str, depth: int, entered: int | None) -> tuple[int, int]:
         (condition,) = re.findall(r"\bcondition=%?([\w.\-]+)", line)
@@ -381,10 +426,7 @@ class _Program:
         turns = int(known.group(1)) if known else self._turns(condition)
         total = None if turns is None or entered is None else turns * entered
         launches, cycles = self.walk(body, depth + 1, total)
-        source = re.search(r'op_name="([^"]*)"', line)
-        self.loops.append(
-            Loop(depth, turns, total, launches, cycles, source.group(1) if source else "")
-        )
+        self.loops.append(Loop(depth, turns, total, launches, cycles, _source(line)))
         return (turns or 1) * launches, (turns or 1) * cycles
 
     def _turns(self, condition: str) -> int | None:
@@ -409,6 +451,33 @@ class _Program:
 def _opcode(line: str) -> str:
     found = _OPCODE.search(line)
     return found.group(1) if found else ""
+
+
+def _source(line: str) -> str:
+    found = re.search(r'op_name="([^"]*)"', line)
+    return found.group(1) if found else ""
+
+
+def _bytes(shapes: str) -> int:
+    """Of all arrays whose types are written there."""
+    arrays = re.findall(r"\b([a-z]+?)(\d+)?(?:e\d\w*)?\[([\d,]*)\]", shapes)
+    bits = (
+        int(width or 8) * math.prod(int(size) for size in shape.split(",") if size)
+        for _, width, shape in arrays
+    )
+    return sum(bits) // 8
+
+
+def _group(line: str) -> int:
+    """Devices of a group, in any of the three ways in which XLA writes groups."""
+    if first := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(first.group(1).split(","))
+    if shape := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(shape.group(1))
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{((?:'\w+',? ?)+)\}", line):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", axes.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", axes.group(2)))
+    return 0
 
 
 def _branches(line: str) -> list[str]:

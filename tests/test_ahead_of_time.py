@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from scripts import EXAMPLES
 
 import jaxctc
 from benchmarks import ahead_of_time, kernel_schedules
@@ -201,7 +202,57 @@ def cost_of_planted(target, function):
     return ahead_of_time.cost_for(target, function, arguments)
 
 
+@pytest.fixture
+def compile_for(monkeypatch):
+    """The module of the examples that compiles their training step."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    # It broadcasts and promotes as users' programs do.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield pytest.importorskip("compile_for", reason="needs the extra `examples`")
+
+
+def check_training(compile_for, machines, shape, kernel):
+    """Devices exchange what the step says they do, to the byte, and kernels run as they are."""
+    layers, width, batch, frames, labels, classes = 3, 64, 16, 64, 10, 40
+    plan = compile_for.Plan(
+        "digits", 16, classes, "sharded", "pallas", 1, "bfloat16", False, 1000, 1e-3
+    )
+    devices = compile_for.machines_of(machines)
+    bucket = compile_for.Bucket(batch * shape["data"], 2 * frames, labels)
+    report = compile_for.report_on(plan, shape, devices, bucket)
+    assert [name for name in report.kernels if name == kernel] == [kernel] * 2
+    assert {each.operation for each in report.exchanges} == {"all-reduce"}
+    found = {shape["data"]: 0, shape["model"]: 0}
+    for each in report.exchanges:
+        found[each.devices] += each.size * each.times
+    hidden, scores = 2 * batch * frames * width, 4 * batch * frames
+    norms = 4 * 13  # of the gradients of what is spread
+    assert found == {
+        # Gradients, the sum of the losses, and their number.
+        shape["data"]: report.parameters + 8,
+        # Four of a layer on the way there, four on the way back, and the head. In every frame a
+        # maximum, two sums, and N + 1 scores.
+        shape["model"]: (8 * layers + 1) * hidden + (labels + 4) * scores + norms,
+    }
+    assert report.optimizer >= 2 * report.parameters
+    assert compile_for.excess(report, devices) is None
+    room = compile_for.MEMORY[devices.target]
+    assert compile_for.excess(report._replace(temporaries=int(room)), devices) is not None
+    return report
+
+
 class TestTpu:
+    def test_training(self, compile_for):
+        report = check_training(compile_for, "v5e:4x4", {"data": 8, "model": 2}, "tpu_custom_call")
+        assert 0 < report.loss_cycles < report.cycles
+
+    def test_a_training_that_does_not_fit(self, compile_for):
+        device = jax.sharding.SingleDeviceSharding(ahead_of_time.devices("v5e")[0])
+        large = jax.ShapeDtypeStruct((5 * 2**30,), jnp.float32, sharding=device)
+        lowered = jax.jit(jnp.sin).trace(large).lower(lowering_platforms=("tpu",))
+        with pytest.raises(compile_for.DoesNotFit, match=r"^needs \S+G of \S+G bytes per device$"):
+            compile_for.fitting(lowered)
+
     @pytest.mark.parametrize(("name", "shape"), EVERY_PROGRAM_AND_SHAPE)
     def test_every_program(self, name, shape):
         check("v5e", shape, name)
@@ -265,6 +316,9 @@ class TestTpu:
 
 
 class TestGpu:
+    def test_training(self, compile_for):
+        check_training(compile_for, "h100x8", {"data": 4, "model": 2}, "mosaic_gpu_v2")
+
     @pytest.mark.parametrize(("name", "shape"), EVERY_PROGRAM_AND_SHAPE)
     def test_every_program(self, name, shape):
         check("h100", shape, name)
