@@ -310,6 +310,10 @@ class TestVocabularies:
         assert str(error.value) == message
 
 
+def of_frames(logits, ids, *_):
+    return jaxctc.cross_entropy(logits, ids.astype(np.int32))
+
+
 ALL = (0, 1, 2, 3)
 EXPLICIT = [
     ("ctc_loss", ctc_loss, ALL, "logits"),
@@ -325,6 +329,9 @@ EXPLICIT = [
     ("greedy_decode", lambda *given: jaxctc.greedy_decode(*given[:2]), ALL, "logits"),
     ("prefix_beam_search", lambda *given: jaxctc.prefix_beam_search(*given[:2]), ALL, "logits"),
     ("collapse", lambda *given: jaxctc.collapse(given[2]), ALL, "frame_labels"),
+    ("error_counts", lambda *given: jaxctc.error_counts(*given[2:] * 2), ALL, "hyp"),
+    ("cross_entropy", of_frames, (0,), "estimated"),
+    ("cross_entropy", of_frames, (1,), "target"),
 ]
 KINDS = {
     "logits": "float32[8@batch,12,5]",
@@ -332,6 +339,9 @@ KINDS = {
     "labels": "int32[8@batch,6]",
     "hidden": "float32[8@batch,12,5]",
     "frame_labels": "int32[8@batch,6]",
+    "hyp": "int32[8@batch,6]",
+    "estimated": "float32[8@batch,12,5]",
+    "target": "int32[8@batch,12]",
 }
 
 
@@ -348,9 +358,23 @@ class TestExplicitAxes:
             (jax.jit(function) if jit else function)(*arguments)
         assert str(error.value) == (
             f"{name}: {argument} must not be spread over explicit axes of a mesh; got "
-            f"{KINDS[argument]}. Pass axis_types=(jax.sharding.AxisType.Auto,) * 1 to "
-            f"jax.make_mesh, or call {name} within jax.shard_map."
+            f"{KINDS[argument]}. Wrap {name} in jax.sharding.auto_axes(…, out_sharding=…), or "
+            "call it within jax.shard_map."
         )
+
+    def test_auto_axes_make_them_automatic(self, rng):
+        """What the message advises: the same numbers, the gradient too, and no exchange."""
+        arguments = batch(rng, 40)
+        losses = jax.sharding.auto_axes(ctc_loss, out_sharding=P("batch"))
+        decoded = jax.sharding.auto_axes(jaxctc.greedy_decode, out_sharding=P("batch"))
+        devices = mesh(AxisType.Explicit, batch=8)
+        with jax.set_mesh(devices):
+            there = jax.device_put(arguments, NamedSharding(devices, P("batch")))
+            compiled = jax.jit(mean_and_gradient(losses)).lower(*there).compile()
+            found, best = compiled(*there), jax.jit(decoded)(*there[:2])
+        assert exchanged(compiled) == [("all-reduce", ())]
+        assert_equal(found, step(*arguments)[:2])
+        assert_equal(best, jax.jit(jaxctc.greedy_decode)(*arguments[:2]))
 
     def test_what_is_the_same_everywhere_is_not(self, rng):
         """Nor what is spread over an automatic axis beside an explicit one."""

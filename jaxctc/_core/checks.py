@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.dtypes import canonicalize_dtype
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
@@ -95,9 +96,14 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
     try:
         return jnp.asarray(values)
     except (TypeError, ValueError):
-        remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+        remedy = (
+            "Pad rows of different lengths and say so in the paddings; "
+            "jaxctc.Vocabulary maps strings to ids."
+        )
         if "labels" in getattr(values, "_fields", ()):
             remedy = "Pass a field of it, such as .labels."
+        if isinstance(values, np.ma.MaskedArray):
+            remedy = "Pass its .filled(0). Paddings, like its mask, are True where padded."
         fail(function, argument, "be one array of numbers", _kind(values), remedy)
     except OverflowError:
         remedy = "64 bits come with jax_enable_x64."
@@ -121,6 +127,9 @@ def host_array(
     try:
         return np.asarray(values, dtype)
     except (TypeError, ValueError):
+        if isinstance(values, Tracer):
+            got, remedy = _kind(values).replace("an", "a traced", 1), "call it outside of jit."
+            fail(function, argument, requirement, got, f"It is for the host: {remedy}")
         fail(function, argument, requirement, _kind(values))
 
 
@@ -213,9 +222,9 @@ def flags(function: str, **values: Any) -> None:
 
 
 def static_int(function: str, argument: str, value: Any) -> int:
-    """A Python integer, known while tracing."""
+    """A Python integer, known while tracing; True is none."""
     try:
-        return operator.index(value)
+        return operator.index(None if isinstance(value, bool) else value)
     except (TypeError, ConcretizationTypeError):
         remedy = "Under jit, mark it static (static_argnames) or close over it."
         fail(function, argument, "be a static integer", _kind(value), remedy)
@@ -283,10 +292,10 @@ def not_explicit(function: str, **arrays: Array) -> None:
         kind = jax.typeof(array)
         if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
             requirement = "not be spread over explicit axes of a mesh"
-            auto = (
-                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(kind.sharding.mesh.axis_names)}"
+            remedy = (
+                f"Wrap {function} in jax.sharding.auto_axes(…, out_sharding=…), or call it within "
+                "jax.shard_map."
             )
-            remedy = f"Pass {auto} to jax.make_mesh, or call {function} within jax.shard_map."
             fail(function, argument, requirement, str(kind), remedy)
 
 
@@ -350,14 +359,28 @@ def fail_without_kernel(platform: str, variable: str) -> NoReturn:
     )
 
 
+def known_lengths(function: str, argument: str, values: Any, longest: int) -> None:
+    """Refuses lengths in Python or NumPy that an array of `longest` entries cannot have.
+
+    What JAX holds may be traced, or on a device that is at work: nobody waits for it.
+    """
+    if any(isinstance(leaf, Array) for leaf in jax.tree.leaves(values)):
+        return
+    known = np.asarray(values)
+    if known.size and not 0 <= known.min() <= known.max() <= longest:
+        remedy = "After a subsampling model, count the frames that it keeps."
+        fail(function, argument, f"lie in [0, {longest}]", known.tolist(), remedy)
+
+
 def lengths(
-    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
+    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...], longest: int
 ) -> Int[Array, "..."]:
-    """One integer per example."""
+    """One integer per example: how many of `longest` entries are in use."""
     array = as_array(function, argument, saturated(values))
     if array.shape != shape or not _is(array, jnp.integer):
         requirement = f"be integers of shape {shape}, one per example"
         fail(function, argument, requirement, _kind(array))
+    known_lengths(function, argument, values, longest)
     return as_int32(array)
 
 
@@ -378,7 +401,8 @@ def per_class(
 
 def _kind(value: Any) -> str:
     if isinstance(value, Array | np.ndarray):
-        return f"an array of {value.dtype}{list(value.shape)}"
+        article = "a masked" if isinstance(value, np.ma.MaskedArray) else "an"
+        return f"{article} array of {value.dtype}{list(value.shape)}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{reprlib.repr(value)} of type {type(value).__name__}"

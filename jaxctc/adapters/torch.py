@@ -161,13 +161,10 @@ def _lengths(
     function: str, argument: str, lengths: Any, batch: tuple[int, ...], longest: int
 ) -> Int[Array, "*N"]:
     counts = checks.as_array(function, argument, checks.saturated(lengths))
-    known = _on_host(lengths)
+    checks.known_lengths(function, argument, lengths, longest)
     if not batch and counts.shape == (1,):
         counts = counts[0]
-    counts = checks.lengths(function, argument, counts, batch)
-    if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
-        checks.fail(function, argument, f"lie in [0, {longest}]", known.tolist())
-    return jnp.maximum(counts, 0)
+    return jnp.maximum(checks.lengths(function, argument, counts, batch, longest), 0)
 
 
 def _on_host(lengths: Any) -> np.ndarray | None:
