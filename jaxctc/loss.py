@@ -73,11 +73,12 @@ def ctc_loss(
         p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
         be negative. A class with prior -inf is as one with score +inf, unless the scale is 0.
       prior_scale: how much of them counts. May be traced.
-      wildcard_id: static id, not the blank; best `K`. Where it stands among the labels, any
-        number of frames may pass unexplained, none included: in the gap between the labels
-        beside it every frame is either a blank or absorbed, with the probability of all
-        classes but the blank times exp(-wildcard_penalty). An alignment is then a path that
-        says so; some frames can be explained in two ways, and the loss may be negative.
+      wildcard_id: static id, not the blank; `K`, one past the last class, is a good one. Where
+        it stands among the labels, any number of frames may pass unexplained, none included:
+        in the gap between the labels beside it every frame is either a blank or absorbed, with
+        the probability of all classes but the blank times exp(-wildcard_penalty). An alignment
+        then also says which frames are absorbed. As an absorbed frame may be one that a label
+        explains, too, probabilities can sum to more than 1, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
       vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are

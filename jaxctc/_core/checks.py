@@ -348,6 +348,14 @@ NOT_PARTITIONED = (
 )
 
 
+def few_words_are_tokens(path: str, known: int, words: int) -> str:
+    """The warning before a model of words is read as one of tokens."""
+    return (
+        f"read_arpa: {known} of the {words} words of {path} are tokens, and no decoder emits the "
+        "others. If tokens spell words, pass separator=."
+    )
+
+
 def fail_without_kernel(platform: str, variable: str) -> NoReturn:
     """Refuses to lower what was asked for by name, where there is none."""
     remedy = (

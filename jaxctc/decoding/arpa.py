@@ -5,9 +5,10 @@ import io
 import math
 import os
 import re
+import warnings
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NoReturn, overload
 
 import jax
@@ -32,6 +33,15 @@ class TokenNGrams(NamedTuple):
     """Word of each class id, and last that of all other ids."""
     ngrams: Automaton
     """Contexts as states, words as tokens."""
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return f"TokenNGrams(ngrams={self.ngrams})"
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes have been named."""
+        return self.words.shape[-1] - 1
 
     @property
     def initial_state(self) -> Int[Array, ""]:
@@ -71,6 +81,15 @@ class WordNGrams(NamedTuple):
     """The word that each state of the spelling has spelt, or else the unknown one."""
     ngrams: Automaton
     """Contexts as states, words as tokens."""
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return f"WordNGrams(spelling={self.spelling}, ngrams={self.ngrams})"
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes have been named."""
+        return self.ends_word.shape[-1] - 1
 
     @property
     def initial_state(self) -> WordState:
@@ -190,6 +209,7 @@ def read_arpa(
     if separator is None:
         ngrams = read_ngrams(path)
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
+        _warn_of_words(path, names, ngrams.vocabulary)
         return TokenNGrams(words, ngrams.automaton(unknown_log_prob))
     if isinstance(separator, str):
         mark = separator.encode()
@@ -345,6 +365,15 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 
+def _warn_of_words(path: str | os.PathLike[str], names: list[bytes], words: Iterable[bytes]) -> None:
+    """Most of the words are no tokens: those of a model of words, of which some are one letter."""
+    own = {word for word in words if word not in (*_MARKS, b"<unk>")}
+    known = len(own.intersection(names))
+    if 2 * known < len(own):
+        message = checks.few_words_are_tokens(os.fspath(path), known, len(own))
+        warnings.warn(message, stacklevel=3)
+
+
 def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
     """All n-grams of a file; never a part of them."""
     with open(path, "rb") as raw:
@@ -371,8 +400,10 @@ def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
 
 def _read_counts(lines: _Lines) -> list[int]:
     """The number of n-grams of each order, as declared."""
-    while lines.advance() != b"\\data\\":
+    while lines.is_any_left() and lines.text != b"\\data\\":
         pass
+    if not lines.text:
+        lines.fail("be \\data\\, with which n-grams in the ARPA format begin", "the end of the file")
     lines.advance()
     counts: list[int] = []
     while lines.skip_blank().startswith(b"ngram") or not counts:

@@ -21,7 +21,7 @@ from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
 from jaxctc._core.sharding import varying_like
 from jaxctc.alignment import forced_align
-from jaxctc.decoding.fusion import Fusion, fusion_of
+from jaxctc.decoding.fusion import Fusion, check_classes, fusion_of
 from jaxctc.decoding.greedy import Hypotheses
 from jaxctc.decoding.histories import read_back
 from jaxctc.decoding.language_models import LanguageModel
@@ -339,6 +339,7 @@ def _search(
     """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
     _check_models(function, state, fusion)
     *batch, frames, classes = scores.shape
+    check_classes(function, fusion, classes)
     checks.flags(function, logits_normalized=logits_normalized)
     padded = checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
     checks.not_explicit(function, logits=scores, logit_paddings=padded)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc.adapters.torch import ctc_loss
+from jaxctc.adapters.torch import CTCLoss, ctc_loss
 
 torch = pytest.importorskip("torch", reason="needs the extra `compare`")
 
@@ -269,6 +269,16 @@ def test_errors(good, bad, message):
     with pytest.raises(ValueError, match=f"^adapters.torch.ctc_loss: .*{message}"):
         jax.eval_shape(lambda: ctc_loss(**good | bad))
     assert jax.eval_shape(lambda: ctc_loss(**good)).shape == ()
+
+
+def test_the_class_is_the_function(rng):
+    """With torch's own arguments, by position too."""
+    arguments = batch_of(rng, CLASSES - 1)
+    for options in ({"blank": CLASSES - 1, "reduction": "sum"}, {"zero_infinity": True}):
+        module = torch.nn.CTCLoss(**options)
+        expected = module(*map(torch.tensor, arguments))
+        found = CTCLoss(*options.values()) if "blank" in options else CTCLoss(**options)
+        np.testing.assert_allclose(found(*arguments), expected.numpy(), rtol=1e-5)
 
 
 def test_a_negative_blank_counts_from_the_last_class(rng):
