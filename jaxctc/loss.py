@@ -139,7 +139,7 @@ def ctc_loss(
       Pratap et al. 2022, "Star temporal classification".
     """
     checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
-    epsilon = checks.number("ctc_loss", "log_epsilon", log_epsilon)
+    epsilon = checks.log_zero("ctc_loss", log_epsilon)
     config, inputs = prepare_inputs(
         "ctc_loss",
         logits,
@@ -204,7 +204,7 @@ def ctc_loss_with_forward_probs(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
     function = "ctc_loss_with_forward_probs"
-    epsilon = checks.number(function, "log_epsilon", log_epsilon)
+    epsilon = checks.log_zero(function, log_epsilon)
     config, inputs = prepare_inputs(
         function,
         logits,
@@ -216,16 +216,20 @@ def ctc_loss_with_forward_probs(
     )
     loss = negative_log_likelihood(config, False, inputs)
     rows = state_log_probs(config, inputs, backward=False)
+    if epsilon is None:
+        return LossAndForwardProbs(loss, *rows)
     epsilon = epsilon.astype(loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
 
 
 def without_infinity(
-    loss: Float[Array, "*B"], epsilon: Float[Array, ""], zero_infinity: bool
+    loss: Float[Array, "*B"], epsilon: Float[Array, ""] | None, zero_infinity: bool
 ) -> Float[Array, "*B"]:
     """What an infeasible pair costs instead, if the options say so."""
     if zero_infinity:
         return select(loss != jnp.inf, loss, 0)
+    if epsilon is None:
+        return loss
     instead = jnp.broadcast_to(-epsilon.astype(loss.dtype), loss.shape)
     return select(loss != jnp.inf, loss, instead)

@@ -361,6 +361,15 @@ def mwer_loss(
         return score, errors
 
     scores, errors = jax.vmap(compare, in_axes=-2, out_axes=-1)(ids)
+    return _expectation(scores, is_found, errors)
+
+
+# Jitted: one program for an eager call, and no infinity for `jax_debug_infs` to see.
+@jax.jit
+def _expectation(
+    scores: Float[Array, "*B W"], is_found: Bool[Array, "*B W"], errors: Int[Array, "*B W"]
+) -> Float[Array, "*B"]:
+    """Of the errors, under the probabilities of the hypotheses that were found."""
     is_nan = jnp.any(jnp.isnan(scores), axis=-1, keepdims=True)
     scores = jnp.where(is_found | is_nan, scores, jnp.full_like(scores, -jnp.inf))
     whole = LOG.sum(scores)[..., None]

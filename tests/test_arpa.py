@@ -78,9 +78,11 @@ SPELT = "\\data\\\nngram 1=4\n\\1-grams:\n-1 <s>\n-1 a\n-1 hello\n-1 world\n\\en
 
 
 def test_words_taken_for_tokens(read):
-    """The article is a letter, so that the file passes for one of tokens; hardly any word is one."""
+    """The article is a letter, so that the file passes for one of tokens; no other word is one."""
     letters = ["-", "|", *"adehlorw"]
-    with pytest.warns(UserWarning, match=r"1 of the 3 words of .*model.arpa are tokens.*separator="):
+    with pytest.warns(
+        UserWarning, match=r"1 of the 3 words of .*model.arpa are tokens.*separator="
+    ):
         read(SPELT, letters)
     read(SPELT, letters, separator=1)
     read(SPELT, ["-", "a", "hello"])

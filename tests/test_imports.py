@@ -176,9 +176,9 @@ MAY_IMPORT = {
         "decoding.likely_tokens",
     },
     "decoding.spellings": {"_core.checks", "text"},
-    "decoding.lexicon": {"_core.checks", "decoding.spellings", "text"},
+    "decoding.lexicon": {"_core.checks", "decoding.automata", "decoding.spellings", "text"},
     "decoding.fusion": {"_core.checks", "decoding.language_models", "decoding.lexicon"},
-    "decoding.prefixes": {"_core.normalizer", "_core.sharding", "decoding.fusion"},
+    "decoding.prefixes": {"_core.checks", "_core.normalizer", "_core.sharding", "decoding.fusion"},
     "decoding.beam_search": {
         "_core.checks",
         "_core.normalizer",

@@ -7,7 +7,9 @@ not exist, too few frames) cannot raise under `jit`; it gets a documented value 
 """
 
 import operator
+import os
 import reprlib
+import warnings
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -300,7 +302,13 @@ def not_explicit(function: str, **arrays: Array) -> None:
 
 
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
-    """One real number, traced or not."""
+    """One real number, traced or not.
+
+    One of Python stays on the host: nothing that `jax_debug_infs` would look at, if it is -inf.
+    """
+    if isinstance(value, float):
+        with np.errstate(over="ignore"):
+            return np.asarray(value, canonicalize_dtype(float))  # pyright: ignore[reportReturnType]
     try:
         array = jnp.asarray(value)
     except (OverflowError, TypeError, ValueError):
@@ -308,6 +316,12 @@ def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     if array.ndim or not _is(array, jnp.integer, jnp.floating):
         fail(function, argument, "be one real number", _kind(value))
     return array if _is(array, jnp.floating) else array.astype(jnp.float32)
+
+
+def log_zero(function: str, value: ArrayLike) -> Float[Array, ""] | None:
+    """What stands for log 0, one number; None for -inf, which takes no operation."""
+    epsilon = number(function, "log_epsilon", value)
+    return None if isinstance(value, float) and value == -np.inf else epsilon
 
 
 def real(function: str, argument: str, values: ArrayLike) -> Float[Array, "..."]:
@@ -348,12 +362,15 @@ NOT_PARTITIONED = (
 )
 
 
-def few_words_are_tokens(path: str, known: int, words: int) -> str:
-    """The warning before a model of words is read as one of tokens."""
-    return (
-        f"read_arpa: {known} of the {words} words of {path} are tokens, and no decoder emits the "
-        "others. If tokens spell words, pass separator=."
-    )
+def warn_unless_tokens(path: str | os.PathLike[str], words: set[bytes], names: list[bytes]) -> None:
+    """A model of words, of which some are one letter, may be read for one of tokens."""
+    known = len(words.intersection(names))
+    if 2 * known < len(words):
+        message = (
+            f"read_arpa: {known} of the {len(words)} words of {os.fspath(path)} are tokens, and no "
+            "decoder emits the others. If tokens spell words, pass separator=."
+        )
+        warnings.warn(message, stacklevel=3)
 
 
 def fail_without_kernel(platform: str, variable: str) -> NoReturn:

@@ -1,8 +1,8 @@
 """What the devices of a mesh have to tell each other, and what `jax.shard_map` has to be told.
 
 Examples know nothing of each other, so a batch may lie on as many devices as there are, which
-exchange nothing then. Classes are summed over: where they lie on several devices, along an axis of the
-mesh (`axis`, None for classes in one place), the functions below are all that is exchanged.
+exchange nothing then. Classes are summed over: where they lie on several devices, along an axis of
+the mesh (`axis`, None for classes in one place), the functions below are all that is exchanged.
 """
 
 from typing import Any

@@ -5,10 +5,9 @@ import io
 import math
 import os
 import re
-import warnings
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn, overload
 
 import jax
@@ -209,7 +208,8 @@ def read_arpa(
     if separator is None:
         ngrams = read_ngrams(path)
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
-        _warn_of_words(path, names, ngrams.vocabulary)
+        own = set(ngrams.vocabulary).difference(_MARKS, [b"<unk>"])
+        checks.warn_unless_tokens(path, own, names)
         return TokenNGrams(words, ngrams.automaton(unknown_log_prob))
     if isinstance(separator, str):
         mark = separator.encode()
@@ -365,15 +365,6 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 
-def _warn_of_words(path: str | os.PathLike[str], names: list[bytes], words: Iterable[bytes]) -> None:
-    """Most of the words are no tokens: those of a model of words, of which some are one letter."""
-    own = {word for word in words if word not in (*_MARKS, b"<unk>")}
-    known = len(own.intersection(names))
-    if 2 * known < len(own):
-        message = checks.few_words_are_tokens(os.fspath(path), known, len(own))
-        warnings.warn(message, stacklevel=3)
-
-
 def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
     """All n-grams of a file; never a part of them."""
     with open(path, "rb") as raw:
@@ -403,7 +394,9 @@ def _read_counts(lines: _Lines) -> list[int]:
     while lines.is_any_left() and lines.text != b"\\data\\":
         pass
     if not lines.text:
-        lines.fail("be \\data\\, with which n-grams in the ARPA format begin", "the end of the file")
+        lines.fail(
+            "be \\data\\, with which n-grams in the ARPA format begin", "the end of the file"
+        )
     lines.advance()
     counts: list[int] = []
     while lines.skip_blank().startswith(b"ngram") or not counts:
