@@ -399,7 +399,7 @@ def sample_alignments(
         wildcard_penalty=wildcard_penalty,
     )
     count = checks.count("sample_alignments", "num_samples", num_samples)
-    # Under `jax.disable_jit`, too: frame by frame, JAX would compile each step of its generator anew.
+    # Under `jax.disable_jit`, too, where JAX would compile its generator anew at every frame.
     with jax.disable_jit(False):
         samples = _samples(config, count, key, jax.tree.map(lax.stop_gradient, inputs))
     return samples[..., : config.num_frames]

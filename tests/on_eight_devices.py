@@ -15,6 +15,7 @@ import pytest
 from jax import P
 from jax.export import export
 from jax.sharding import AxisType, NamedSharding
+from scripts import EXAMPLES
 
 import jaxctc
 from jaxctc import ctc_loss
@@ -413,6 +414,9 @@ EVERY_EXAMPLE = {
         hot_words=jaxctc.hot_words([[1, 2]], 2.0),
         lexicon=jaxctc.build_lexicon(["ab"], jaxctc.Vocabulary(list("-|abc"), separator="|")),
     ),
+    "prefix_beam_search, mapped": lambda logits, padded, *_: jax.vmap(jaxctc.prefix_beam_search)(
+        logits, padded
+    ),
     "error_counts": lambda logits, padded, *rest: jaxctc.error_counts(*rest, *rest, separator=1),
 }
 
@@ -438,6 +442,19 @@ class TestWithinShardMap:
         compiled = jax.jit(everywhere).lower(*arguments).compile()
         assert exchanged(compiled) == []
         assert_equal(compiled(*arguments), jax.jit(jaxctc.prefix_beam_search)(*arguments))
+
+    def test_an_evaluation_adds_its_counts_up_and_exchanges_nothing_else(self, monkeypatch):
+        """The example: a network, its losses, beams and alignments, for lines on every device."""
+        monkeypatch.syspath_prepend(EXAMPLES)
+        needs = "needs the extra `examples`"
+        evaluate_vmap = pytest.importorskip("evaluate_vmap", reason=needs)
+        scans, rng = evaluate_vmap.load_scans("test"), np.random.default_rng(0)
+        lines = evaluate_vmap.for_all_devices(evaluate_vmap.make_lines(scans, 13, rng))
+        reader = evaluate_vmap.Reader(layers=1, rngs=evaluate_vmap.nnx.Rngs(0))
+        judge_all = evaluate_vmap.judge_all.lower(reader, lines, batch_size=2, beam_width=3)
+        reductions = exchanged(judge_all.compile())
+        assert 1 <= len(reductions) <= len(jaxctc.ErrorCounts._fields)
+        assert set(reductions) == {("all-reduce", ())}
 
     def test_on_a_mesh_of_explicit_axes(self, rng):
         """There, too, and with its derivative taken outside."""

@@ -28,6 +28,11 @@ def varying_like(values: Any, *others: Array) -> Any:
     return jax.tree.map(one, values)
 
 
+def is_varying(value: Array) -> bool:
+    """Whether the devices of a `jax.shard_map` have different values."""
+    return bool(_varying_axes(value))
+
+
 def _varying_axes(value: Array) -> frozenset[Any]:
     return jax.typeof(value).manual_axis_type.varying
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
-from jaxctc._core.sharding import varying_like
+from jaxctc._core.sharding import is_varying, varying_like
 from jaxctc.alignment import forced_align
 from jaxctc.decoding.fusion import Fusion, fusion_of
 from jaxctc.decoding.greedy import Hypotheses
@@ -401,7 +401,9 @@ def _chunk(
         single = one(*jax.tree.map(lambda leaf: leaf[0], batched), choose=lax.cond)
         return jax.tree.map(lambda leaf: leaf[None], single)
 
-    advance = alone if scores.shape[0] == 1 else jax.vmap(one)
+    # Within `jax.shard_map`, somebody may map over this: see `cond_as_select`.
+    is_alone = scores.shape[0] == 1 and not is_varying(scores)
+    advance = alone if is_alone else jax.vmap(one)
 
     def step(prefixes, at):
         frame, used = take_one(scores, at, 1), take_one(is_frame, at, 1)
