@@ -64,9 +64,9 @@ def _measure_here(name: str) -> dict[str, float]:
     """Of one call, in this process, which has not compiled anything of it."""
     compiling: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            compiling.append(duration)
+            compiling.append(duration_secs)
 
     call = _calls()[name]
     jax.monitoring.register_event_duration_secs_listener(listen)

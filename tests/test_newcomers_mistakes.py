@@ -101,7 +101,7 @@ ERRORS = {
         "Whole frames remain of a stride: see // instead of /.",
     ),
     "lengths from in front of a stride": (
-        lambda: lengths_to_paddings([9, 8], 4),
+        lambda: lengths_to_paddings(np.array([9, 8]), 4),
         "lengths_to_paddings: lengths must lie in [0, 4]; got [9, 8]. "
         "After a subsampling model, count the frames that it keeps.",
     ),

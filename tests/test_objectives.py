@@ -159,7 +159,7 @@ class TestReduceLoss:
         result, gradient = jax.value_and_grad(mean, has_aux=True)(jnp.zeros((2, 2, 3)))
         assert result == (np.inf, 2)
         np.testing.assert_array_equal(gradient, 0)
-        assert reduce_loss(jnp.array([jnp.inf]), example_paddings=[1]).mean == 0
+        assert reduce_loss(jnp.array([jnp.inf]), example_paddings=np.ones(1)).mean == 0
 
     def test_narrow_losses(self):
         """Counted and added up in float32: in bfloat16, 257 are 256."""

@@ -6,6 +6,7 @@ not exist, too few frames) cannot raise under `jit`; it gets a documented value 
 `jaxctc.validate` to find it on the host.
 """
 
+import contextlib
 import operator
 import os
 import reprlib
@@ -225,11 +226,11 @@ def flags(function: str, **values: Any) -> None:
 
 def static_int(function: str, argument: str, value: Any) -> int:
     """A Python integer, known while tracing; True is none."""
-    try:
-        return operator.index(None if isinstance(value, bool) else value)
-    except (TypeError, ConcretizationTypeError):
-        remedy = "Under jit, mark it static (static_argnames) or close over it."
-        fail(function, argument, "be a static integer", _kind(value), remedy)
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ConcretizationTypeError):
+            return operator.index(value)
+    remedy = "Under jit, mark it static (static_argnames) or close over it."
+    fail(function, argument, "be a static integer", _kind(value), remedy)
 
 
 def count(function: str, argument: str, value: Any, least: int = 0) -> int:

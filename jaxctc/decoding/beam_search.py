@@ -250,7 +250,8 @@ def beam_step(
     fusion = fusion_of("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
     _check_models("beam_step", state, fusion)
     options = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
-    pruning = pruning_of("beam_step", scores, fusion, *state.labels.shape[-2:], *options)
+    width, longest = state.labels.shape[-2:]
+    pruning = pruning_of("beam_step", scores, fusion, width, longest, *options)
     is_frame = _frames_in_use("beam_step", scores, logit_paddings)
     return _advance(state, scores, is_frame, fusion, pruning)
 
