@@ -150,9 +150,7 @@ class TestReduceLoss:
         assert reduce_loss(jnp.zeros((0,))).mean == 0
 
     def test_nothing_but_infeasible_examples_is_no_success(self):
-        """Subsampled too far, labels of which none fit: the mean is as infinite as each loss."""
-
-        def mean(logits):
+        def mean(logits):  # subsampled too far, so that no labels fit
             reduced = reduce_loss(ctc_loss(logits, None, np.ones((2, 2), np.int32), None))
             return reduced.mean, reduced.dropped
 
