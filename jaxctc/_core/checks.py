@@ -303,13 +303,10 @@ def not_explicit(function: str, **arrays: Array) -> None:
 
 
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
-    """One real number, traced or not.
-
-    One of Python stays on the host: nothing that `jax_debug_infs` would look at, if it is -inf.
-    """
-    if isinstance(value, float):
-        with np.errstate(over="ignore"):
-            return np.asarray(value, canonicalize_dtype(float))  # pyright: ignore[reportReturnType]
+    """One real number, traced or not."""
+    if isinstance(value, float) and np.isinf(value):
+        with jax.debug_infs(False):  # an infinity that was asked for is none to stop at
+            return jnp.asarray(np.asarray(value, canonicalize_dtype(float)))
     try:
         array = jnp.asarray(value)
     except (OverflowError, TypeError, ValueError):
