@@ -21,6 +21,7 @@ process at a time can compile for them.
 
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
@@ -267,6 +268,60 @@ def cost_of(text: str) -> Cost:
         program.kernels,
         program.collectives,
         re.search(r"\bf64\[", text) is not None,
+    )
+
+
+def bytes_moved(text: str) -> int:
+    """What the kernels of an optimised program without loops read and write, in bytes.
+
+    All operands and results of each, for what one kernel leaves goes through memory to the next. Of
+    an operand of which a kernel takes slices, or gathers, only what it takes: 4 bytes of a number,
+    where memory gives 32.
+    """
+    program = _Program(text)
+    shapes, moved = {}, 0
+    for line in program.computations[program.entry]:
+        name, shape, operands = _instruction(line)
+        shapes[name] = shape
+        if _opcode(line) in _KERNELS:
+            taken = dict(_taken(program, line))
+            whole = [_size(shapes[operand]) for operand in operands]
+            moved += _size(shape)
+            moved += sum(min(size, taken.get(place, size)) for place, size in enumerate(whole))
+    return moved
+
+
+def _taken(program: "_Program", line: str) -> Iterator[tuple[int, int]]:
+    """The operands of a fusion that it only takes parts of, and the bytes of these."""
+    called = re.search(r"\bcalls=%?([\w.\-]+)", line)
+    body = program.computations[called.group(1)] if called else []
+    for own in body:
+        place = re.search(r"\bparameter\((\d+)\)", own)
+        if place:
+            name = _instruction(own)[0]
+            uses = [use for use in body if name in _instruction(use)[2]]
+            if all(
+                _opcode(use) in ("dynamic-slice", "gather", "slice")
+                and _instruction(use)[2][0] == name
+                for use in uses
+            ):
+                yield int(place.group(1)), sum(_size(_instruction(use)[1]) for use in uses)
+
+
+def _instruction(line: str) -> tuple[str, str, list[str]]:
+    """Its name, its shape and its operands."""
+    found = re.match(r"(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) [a-z][\w\-]*\((.*?)\)", line)
+    if not found:
+        return "", "", []
+    name, shape, operands = found.groups()
+    return name, shape, re.findall(r"%([\w.\-]+)", operands)
+
+
+def _size(shape: str) -> int:
+    """Bytes of an array, or of all in a tuple."""
+    return sum(
+        math.prod(map(int, filter(None, sizes.split(",")))) * (int(bits or 8) // 8)
+        for bits, sizes in re.findall(r"\b(?:pred|[a-z]+?(\d+))\[([\d,]*)\]", shape)
     )
 
 

@@ -166,6 +166,11 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
     def with_priors(logits: Any, *rest: Any) -> Any:
         return loss(logits, *rest[:3], label_priors=rest[3], **wildcard)
 
+    bias = (*ctc, ShapeDtypeStruct((sizes.batch, sizes.frames, sizes.labels), jnp.float32))
+
+    def biased(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a: function(*a[:4], label_bias=a[4])
+
     hidden, width = jaxctc.ctc_loss_from_hidden, 64
     layer = (
         ShapeDtypeStruct((sizes.batch, sizes.frames, width), jnp.float32),
@@ -187,11 +192,15 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
         "ctc_loss (label_loop=False), gradient": (grad(with_options(loss, label_loop=False)), ctc),
         "ctc_loss (wildcard, priors)": (with_priors, priors),
         "ctc_loss (wildcard, priors), gradient": (grad(with_priors, (0, 4)), priors),
+        "ctc_loss (label_bias)": (biased(loss), bias),
+        "ctc_loss (label_bias), gradient": (grad(biased(loss), (0, 4)), bias),
         "ctc_loss_from_hidden": (hidden, (*layer, *ctc[1:])),
         "ctc_loss_from_hidden, gradient": (grad(hidden, (0, 1, 2)), (*layer, *ctc[1:])),
         "forced_align": (jaxctc.forced_align, ctc),
         "forced_align, spans alone": (lambda *a: jaxctc.forced_align(*a)[:3], ctc),
         "forced_align (wildcard)": (with_options(jaxctc.forced_align, **wildcard), ctc),
+        "forced_align (label_bias)": (biased(jaxctc.forced_align), bias),
+        "posteriors (label_bias)": (biased(jaxctc.posteriors), bias),
         "forced_align, gradient of the score": (
             grad(lambda *a: jaxctc.forced_align(*a).score),
             ctc,
@@ -279,6 +288,7 @@ def _of_decoding(sizes: Sizes) -> Entries:
             (logits, padded),
         ),
         "prefix_scores": (jaxctc.prefix_scores, (prefixes,)),
+        "prefix_scores (window)": (with_options(jaxctc.prefix_scores, window=64), (prefixes,)),
         "prefix_scores (tokens)": (jaxctc.prefix_scores, (prefixes, candidates)),
         "prefix_scores_select": (jaxctc.prefix_scores_select, (prefixes, beam, beam)),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),

@@ -91,8 +91,8 @@ from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
 from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
 from jaxctc.text import EncodedText, Vocabulary
-
-__version__ = "0.1.1"
+from jaxctc.versions import __version__ as __version__
+from jaxctc.versions import show_versions
 
 __all__ = [
     "Alignment",
@@ -167,6 +167,7 @@ __all__ = [
     "required_frames",
     "sample_alignments",
     "segment_means",
+    "show_versions",
     "smoothing_penalty",
     "substitution_scores",
     "timed_spans",

@@ -177,6 +177,7 @@ def posteriors(
     prior_scale: Float[ArrayLike, ""] = 1.0,
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
+    label_bias: Float[ArrayLike, "*B T N"] | None = None,
     implementation: str | None = None,
 ) -> Posteriors:
     r"""How likely it is, given the labels, that a frame belongs to each of them or is a blank.
@@ -190,7 +191,7 @@ def posteriors(
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
       blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
-      wildcard_id, wildcard_penalty, implementation: as there.
+      wildcard_id, wildcard_penalty, label_bias, implementation: as there.
 
     Returns:
       `(blank, label)`, differentiable, labels in the places where they were given. Blank and
@@ -224,6 +225,7 @@ def posteriors(
         prior_scale=prior_scale,
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
+        label_bias=label_bias,
         implementation=implementation,
     )
     return _posteriors(config, inputs)
@@ -414,8 +416,8 @@ def state_log_probs(
 ) -> StateLogProbs:
     """log alpha or log beta of all frames, NaN throughout where the loss is."""
     lattice = build_lattice(inputs, config)
-    log_normalizer = jnp.moveaxis(lattice.log_normalizer, -1, 0)
-    offsets = -lax.cumsum(log_normalizer, axis=0, reverse=backward)[..., None]
+    log_excess = jnp.moveaxis(lattice.log_excess, -1, 0)
+    offsets = -lax.cumsum(log_excess, axis=0, reverse=backward)[..., None]
     factor = nan_where(lattice.has_nan, offsets)[None, ..., None]
     found = rows(
         lattice.problem,

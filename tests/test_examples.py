@@ -1,7 +1,9 @@
 """The examples as a user runs them, in a short mode, and their data."""
 
+import ast
 import contextlib
 import functools
+import importlib
 import json
 import os
 import re
@@ -38,6 +40,24 @@ def test_train_digits_runs_and_draws(tmp_path):
     assert re.fullmatch(r"test CER: \d\.\d{4}", done.stdout.splitlines()[-1])
     assert (tmp_path / "new" / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"3/3 .*CER=\d\.\d+, loss=\d+", done.stderr), "a progress bar with both"
+
+
+@pytest.mark.usefixtures("digit_lines")
+def test_no_line_is_shown_twice():
+    """The worst may be among the first: then it is the worst of the others."""
+    shown_lines = importlib.import_module("train_digits").shown_lines
+    assert shown_lines(np.array([0, 0, 9, 1, 0, 3, 2])) == [0, 1, 2, 5]
+    assert shown_lines(np.array([0, 0, 0, 0, 7, 3, 2])) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_ends_with_what_to_try_next(path):
+    """Whatever runs on its own, in its `--help`."""
+    text = path.read_text()
+    if '__name__ == "__main__"' in text and path.stem not in ("evaluate_vmap", "train_sharded"):
+        assert re.search(
+            "^What to try next: .", ast.get_docstring(ast.parse(text)) or "", re.MULTILINE
+        )
 
 
 @pytest.fixture

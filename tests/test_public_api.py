@@ -41,6 +41,7 @@ ON_THE_HOST = {
     "plot_posteriors",
     "read_arpa",
     "read_lexicon",
+    "show_versions",
     "timed_spans",
     "validate",
     "write_spans",
@@ -123,6 +124,7 @@ CALLS = {
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
     "segment_means": (LOGITS, LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
+    "show_versions": (),
     "substitution_scores": CTC,
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
@@ -146,7 +148,7 @@ REQUIRED = {
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
 MIXES_THE_BATCH = {"cer", "purpose_loss", "reduce_loss", "sample_alignments", "wer"}
 WITHOUT_A_BATCH = {"beam_init"}
-WITHOUT_A_RESULT = {"validate", "write_spans"}
+WITHOUT_A_RESULT = {"show_versions", "validate", "write_spans"}
 # Where the batch stands in the results.
 TIME_LEADS = {"backward_log_probs", "ctc_loss_with_forward_probs", "forward_log_probs"}
 

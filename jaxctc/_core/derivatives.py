@@ -22,7 +22,15 @@ from jaxtyping import Bool, Float
 
 from jaxctc._core import kernels
 from jaxctc._core.classes import sum_by_class
-from jaxctc._core.emissions import Config, Inputs, Lattice, Scores, build_lattice, mask_scores
+from jaxctc._core.emissions import (
+    Config,
+    Inputs,
+    Lattice,
+    Scores,
+    build_lattice,
+    in_given_order,
+    mask_scores,
+)
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, sum_over_frames
 from jaxctc._core.occupancies import Occupancies, solve
@@ -94,8 +102,12 @@ def _loss(config: Config, inputs: Inputs) -> Float[Array, "*B"]:
 def _loss_jvp(config, primals, tangents):
     (inputs,) = primals
     loss, gradient = loss_and_gradient(config, inputs)
-    moved = _along(gradient, tangents[0].scores, inputs.is_frame)
-    return loss, sum_over(config.vocab_axis, moved)
+    movement = tangents[0].scores
+    moved = sum_over(config.vocab_axis, _along(gradient, movement, inputs.is_frame))
+    if gradient.label_bias is not None:
+        # The same on all devices that classes are spread over.
+        moved += jnp.sum(gradient.label_bias * movement.label_bias, axis=(-2, -1))
+    return loss, moved
 
 
 # The checkpoint is there for reverse mode to keep its arguments as they are, the gradient in the
@@ -152,13 +164,16 @@ def _is_by_column(config: Config, inputs: Inputs) -> bool:
     """
     has_few_classes = inputs.scores.logits.shape[-1] <= inputs.labels.shape[-1]
     is_one_device = config.vocab_axis is None
+    if inputs.scores.label_bias is not None:  # its gradient is by label
+        return False
     return is_one_device and (has_few_classes or config.implementation == "pallas")
 
 
 def _nats(log_total: Float[Array, "*B"], lattice: Lattice, config: Config) -> Float[Array, "*B"]:
     impossible = log_total == -jnp.inf
-    loss = sum_over_frames(lattice.log_normalizer) - log_total
-    if not config.logits_normalized and config.wildcard is None:
+    loss = sum_over_frames(lattice.log_excess) - log_total
+    is_probability = not config.logits_normalized and config.wildcard is None
+    if is_probability and lattice.problem.bias is None:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
         loss -= lax.stop_gradient(jnp.minimum(loss, 0))
@@ -198,4 +213,10 @@ def _gradient(
     of_wildcard = None
     if found.wildcard is not None:
         of_wildcard = select(counts, -jnp.sum(found.wildcard, axis=-1) * factor, 0)
-    return Scores(gradient.astype(logits.dtype), of_wildcard)
+    of_bias = None
+    if inputs.scores.label_bias is not None:
+        # Not by the factor from above, which varies over devices as classes do.
+        factor = nan_where(lattice.has_nan, found.label)[..., None, None]
+        of_bias = select(counts[..., None], -found.label * factor, 0)
+        of_bias = in_given_order(lattice, of_bias, 0)
+    return Scores(gradient.astype(logits.dtype), of_wildcard, of_bias)

@@ -18,6 +18,7 @@ from jaxctc._core import checks
 from jaxctc.decoding.arpa import WordNGrams, WordState, read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
+from jaxctc.decoding.memory import MAX_BYTES, Memory
 from jaxctc.decoding.ragged_search import Found, align, search
 from jaxctc.decoding.words import WeightedWords, WholeWords, whole_words
 from jaxctc.text import Vocabulary
@@ -42,6 +43,7 @@ def build_ctcdecoder(
     beta: float = 1.5,
     unk_score_offset: float = -10.0,
     lm_score_boundary: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> "BeamSearchDecoderCTC":
     """A decoder from logits to text, by `jaxctc.beam_step`, with pyctcdecode's arguments.
 
@@ -59,6 +61,7 @@ def build_ctcdecoder(
       unk_score_offset: what the model adds for a word that is not known, to base 10; `alpha`
         applies to it.
       lm_score_boundary: whether the model scores the beginning and the end of the text.
+      max_bytes: as of `jaxctc.read_arpa`; pyctcdecode has no limit.
 
     Returns:
       `BeamSearchDecoderCTC`.
@@ -87,7 +90,7 @@ def build_ctcdecoder(
     if separator is None:
         requirement = 'have " " or "|", or begin words with "▁", for a language model'
         checks.fail("build_ctcdecoder", "labels", requirement, "no space between words")
-    model = _read_model(kenlm_model_path, unigrams, vocabulary)
+    model = _read_model(Memory(kenlm_model_path, max_bytes), unigrams, vocabulary)
     decoder = BeamSearchDecoderCTC(vocabulary, model)
     decoder.reset_params(alpha, beta, unk_score_offset, lm_score_boundary)
     return decoder
@@ -457,13 +460,13 @@ def _marked(name: str) -> str:
     return name if is_special else f"{_MARK}{name}"
 
 
-def _read_model(path: str, unigrams: Collection[str] | None, vocabulary: Vocabulary) -> _Model:
-    ngrams = read_ngrams(path)
+def _read_model(memory: Memory, unigrams: Collection[str] | None, vocabulary: Vocabulary) -> _Model:
+    ngrams = read_ngrams(memory.path, memory)
     mark = vocabulary.separator or ""
     ends_word = np.array([name.startswith(mark) for name in vocabulary.tokens])
     names = [name.removeprefix(mark).encode() for name in vocabulary.tokens]
     # KenLM has 10⁻¹⁰⁰ for what is unknown, where the file does not say.
-    words = word_ngrams(ngrams, names, ends_word, unknown_log_prob=-100 * math.log(10))
+    words = word_ngrams(ngrams, names, ends_word, -100 * math.log(10), memory)
     listed = [word.decode() for word in ngrams.vocabulary]
     listed = [word for word in listed if word not in ("<unk>", "<s>", "</s>")]
     known = listed if unigrams is None else sorted(set(listed) & set(unigrams)) or listed

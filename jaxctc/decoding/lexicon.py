@@ -164,8 +164,8 @@ def build_lexicon(
       words: strings, each of which may be spelt in all the ways in which tokens make it up; or
         lists of class ids, each of which is one spelling. A word may come more than once.
       vocabulary: the tokens, the blank and the separator.
-      unknown: what happens to a word that no tokens spell: "raise" refuses the list, "drop"
-        leaves the word out.
+      unknown: what happens to a word that no tokens spell, and to one of more than 1000
+        characters: "raise" refuses the list, "drop" leaves the word out.
       normalize: applied to every string before it is spelt, such as `str.upper`.
       unknown_score: nats for every word that is not in the list, below 0: paid once, as soon as
         no word goes on like it. -inf forbids such words. Without a separator it must be -inf.

@@ -13,6 +13,8 @@ from jaxctc.text import Vocabulary
 
 BETWEEN = 0
 """The state between words."""
+LONGEST_WORD = 1000
+"""Characters: every beginning of a word takes memory, as long as it is."""
 
 
 class Entry(NamedTuple):
@@ -130,8 +132,13 @@ def graph_of_words(
             requirement = "be a word, not empty"
             requirement += "" if vocabulary.separator is None else " and without white space"
             checks.fail(function, entry.where, requirement, repr(word))
+        is_long = len(word) > LONGEST_WORD
+        if is_long and unknown == "raise":
+            requirement = f"have at most {LONGEST_WORD} characters"
+            remedy = 'unknown="drop" leaves it out.'
+            checks.fail(function, entry.where, requirement, f"{len(word)}", remedy)
         word = f"{mark}{word}"
-        pieces = _pieces(word, ids, lengths)
+        pieces = [] if is_long else _pieces(word, ids, lengths)
         for start, end in pieces:
             source = states[word[:start]]
             keys.append(source * classes + ids[word[start:end]])
