@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from jaxctc.alignment import Alignment, forced_align
 from jaxctc.batching import PaddedBatch, pad_to_bucket
-from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
+from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.beam_search import (
     BeamState,
@@ -41,6 +41,7 @@ from jaxctc.decoding.beam_search import (
 from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode, segment_means
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
+from jaxctc.decoding.ngram_models import TokenNGrams, WordNGrams, WordState
 from jaxctc.decoding.prefixes import Prefixes
 from jaxctc.frame_losses import (
     binary_cross_entropy,

@@ -22,11 +22,12 @@ from ngrams import (
     scores_of,
 )
 
-from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, read_arpa, read_ngrams, word_ngrams
+from jaxctc.decoding.arpa import read_arpa, read_ngrams, word_ngrams
 from jaxctc.decoding.beam_search import prefix_beam_search
 from jaxctc.decoding.language_models import hot_words
 from jaxctc.decoding.lexicon import build_lexicon
 from jaxctc.decoding.memory import Memory
+from jaxctc.decoding.ngram_models import TokenNGrams, WordNGrams
 from jaxctc.text import Vocabulary
 
 

@@ -15,10 +15,11 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxctc._core import checks
-from jaxctc.decoding.arpa import WordNGrams, WordState, read_ngrams, word_ngrams
+from jaxctc.decoding.arpa import read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
 from jaxctc.decoding.memory import MAX_BYTES, Memory
+from jaxctc.decoding.ngram_models import WordNGrams, WordState
 from jaxctc.decoding.ragged_search import Found, align, search
 from jaxctc.decoding.words import WeightedWords, WholeWords, whole_words
 from jaxctc.text import Vocabulary
