@@ -57,7 +57,8 @@ class WeightedSum(NamedTuple):
 
     def __add__(self, other: "WeightedSum") -> "WeightedSum":  # pyright: ignore[reportIncompatibleMethodOverride]  # sums, not tuples
         """Adds sum to sum, weight to weight and dropped to dropped."""
-        return WeightedSum(*(a + b for a, b in zip(self, other, strict=True)))
+        dropped = self.dropped + other.dropped
+        return WeightedSum(self.sum + other.sum, self.weight + other.weight, dropped)
 
 
 def reduce_loss(

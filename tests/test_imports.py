@@ -276,6 +276,7 @@ MAY_IMPORT = {
         "decoding.arpa",
         "decoding.lexicon",
         "decoding.memory",
+        "decoding.ngram_models",
         "decoding.words",
         "text",
     },
