@@ -14,9 +14,10 @@ Axis letters, everywhere:
     W   beam
     L   places for decoded labels
 
-A batch may lie on several devices, which exchange nothing: under `jit`, in arrays that are
-sharded along a batch axis, or within `jax.shard_map` (beams, and meshes of explicit axes, belong
-there). `ctc_loss` can also have its classes on several devices.
+A batch may lie on several devices, which exchange nothing then: under `jit`, in arrays that are
+sharded along a batch axis, or within `jax.shard_map` (where beams belong; on meshes of explicit
+axes, `jax.sharding.auto_axes` is another way). `ctc_loss` can also have its classes on several
+devices.
 
 Losses and scores are in nats, times in frames, distances in tokens. A padding is nonzero where an
 entry is not in use, and may sit anywhere.
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from jaxctc.alignment import Alignment, forced_align
 from jaxctc.batching import PaddedBatch, pad_to_bucket
-from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, WordState, read_arpa
+from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.automata import Automaton
 from jaxctc.decoding.beam_search import (
     BeamState,
@@ -40,6 +41,7 @@ from jaxctc.decoding.beam_search import (
 from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode, segment_means
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
+from jaxctc.decoding.ngram_models import TokenNGrams, WordNGrams, WordState
 from jaxctc.decoding.prefixes import Prefixes
 from jaxctc.decoding.spelt_words import Spellings, read_spellings
 from jaxctc.frame_losses import (

@@ -75,7 +75,9 @@ def pad_to_bucket(
       (0.5, 0.25)
     """
     inputs = [
-        checks.host_array("pad_to_bucket", f"frames of example {example}", part, "be an array")
+        checks.host_array(
+            "pad_to_bucket", f"frames of example {example}", part, "be an array of NumPy"
+        )
         for example, part in enumerate(frames)
     ]
     ids = [_class_ids(example, part) for example, part in enumerate(labels)]

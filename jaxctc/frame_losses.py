@@ -243,6 +243,7 @@ def _loss_of_ids(
 def classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
     """Scores in at least float32, the classes along the last axis."""
     values = checks.real(function, "estimated", estimated)
+    checks.not_explicit(function, estimated=values)
     axis = checks.static_int(function, "axis", axis)
     if not -values.ndim <= axis < values.ndim:
         checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
@@ -254,6 +255,7 @@ def classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array,
 def targets_of(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
     array = checks.as_array(function, "target", checks.saturated(target))
+    checks.not_explicit(function, target=array)
     if array.shape == shape[:-1]:
         return checks.class_ids(function, "target", array[..., None])[..., 0]
     given = list(shape[:-1])

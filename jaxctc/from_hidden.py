@@ -123,7 +123,7 @@ def ctc_loss_from_hidden(
         checks.fail(function, "bias", f"have shape [K] with K = {classes}", offset.shape)
     checks.flags(function, zero_infinity=zero_infinity, label_loop=label_loop)
     checks.implementation(function, implementation, PUBLIC_NAMES)
-    epsilon = checks.number(function, "log_epsilon", log_epsilon)
+    epsilon = checks.log_zero(function, log_epsilon)
     config = _Config(
         checks.class_id(function, "blank_id", blank_id, classes),
         label_loop,

@@ -75,11 +75,12 @@ def ctc_loss(
         p(class) / prior(class)^prior_scale, which takes labels off their peaks; the loss may
         be negative. A class with prior -inf is as one with score +inf, unless the scale is 0.
       prior_scale: how much of them counts. May be traced.
-      wildcard_id: static id, not the blank; best `K`. Where it stands among the labels, any
-        number of frames may pass unexplained, none included: in the gap between the labels
-        beside it every frame is either a blank or absorbed, with the probability of all
-        classes but the blank times exp(-wildcard_penalty). An alignment is then a path that
-        says so; some frames can be explained in two ways, and the loss may be negative.
+      wildcard_id: static id, not the blank; `K`, one past the last class, is a good one. Where
+        it stands among the labels, any number of frames may pass unexplained, none included:
+        in the gap between the labels beside it every frame is either a blank or absorbed, with
+        the probability of all classes but the blank times exp(-wildcard_penalty). An alignment
+        then also says which frames are absorbed. As an absorbed frame may be one that a label
+        explains, too, probabilities can sum to more than 1, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
       label_log_weights: with weights `[*B, N, A]`, labels are `[*B, N, A]`, too (and their
@@ -161,7 +162,7 @@ def ctc_loss(
       "SoftCTC: semi-supervised learning for text recognition using soft pseudo-labels".
     """
     checks.flags("ctc_loss", max_approx=max_approx, zero_infinity=zero_infinity)
-    epsilon = checks.number("ctc_loss", "log_epsilon", log_epsilon)
+    epsilon = checks.log_zero("ctc_loss", log_epsilon)
     config, inputs = prepare_inputs(
         "ctc_loss",
         logits,
@@ -228,7 +229,7 @@ def ctc_loss_with_forward_probs(
       Graves et al. 2006, "Connectionist temporal classification", section 4.1, α.
     """
     function = "ctc_loss_with_forward_probs"
-    epsilon = checks.number(function, "log_epsilon", log_epsilon)
+    epsilon = checks.log_zero(function, log_epsilon)
     config, inputs = prepare_inputs(
         function,
         logits,
@@ -240,16 +241,20 @@ def ctc_loss_with_forward_probs(
     )
     loss = negative_log_likelihood(config, False, inputs)
     rows = state_log_probs(config, inputs, backward=False)
+    if epsilon is None:
+        return LossAndForwardProbs(loss, *rows)
     epsilon = epsilon.astype(loss.dtype)
     shown = [jnp.where(row == -jnp.inf, epsilon, row) for row in rows]
     return LossAndForwardProbs(jnp.where(loss == jnp.inf, -epsilon, loss), *shown)
 
 
 def without_infinity(
-    loss: Float[Array, "*B"], epsilon: Float[Array, ""], zero_infinity: bool
+    loss: Float[Array, "*B"], epsilon: Float[Array, ""] | None, zero_infinity: bool
 ) -> Float[Array, "*B"]:
     """What an infeasible pair costs instead, if the options say so."""
     if zero_infinity:
         return select(loss != jnp.inf, loss, 0)
+    if epsilon is None:
+        return loss
     instead = jnp.broadcast_to(-epsilon.astype(loss.dtype), loss.shape)
     return select(loss != jnp.inf, loss, instead)

@@ -40,12 +40,15 @@ class WeightedSum(NamedTuple):
     """Of the losses that count."""
     weight: Float[Array, "*B"]
     """How many examples, labels or frames they are about."""
+    dropped: Float[Array, "*B"] | float = 0.0
+    """How many losses were `inf`, and are not in the sum."""
 
     @property
     def mean(self) -> Float[Array, "*B"]:
-        """Sum by weight; 0 if nothing counts."""
+        """Sum by weight. Where nothing counts: `inf` if losses were dropped, and else 0."""
         nothing = self.weight == 0
-        return self.sum / jnp.where(nothing, jnp.ones_like(self.weight), self.weight)
+        mean = self.sum / jnp.where(nothing, jnp.ones_like(self.weight), self.weight)
+        return jnp.where(nothing & (self.dropped > 0), jnp.full_like(mean, jnp.inf), mean)
 
     @classmethod
     def zero(cls) -> "WeightedSum":
@@ -53,8 +56,9 @@ class WeightedSum(NamedTuple):
         return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
 
     def __add__(self, other: "WeightedSum") -> "WeightedSum":  # pyright: ignore[reportIncompatibleMethodOverride]  # sums, not tuples
-        """Adds sum to sum and weight to weight."""
-        return WeightedSum(self.sum + other.sum, self.weight + other.weight)
+        """Adds sum to sum, weight to weight and dropped to dropped."""
+        dropped = self.dropped + other.dropped
+        return WeightedSum(self.sum + other.sum, self.weight + other.weight, dropped)
 
 
 def reduce_loss(
@@ -78,11 +82,12 @@ def reduce_loss(
         sum and weight per example.
       example_paddings: nonzero where an example counts nothing, whatever its loss; None counts
         all.
-      drop_infeasible: static; True gives no weight to examples whose loss is `inf`. False leaves
-        the sum infinite.
+      drop_infeasible: static; True gives no weight to examples whose loss is `inf`, and counts
+        them in `dropped`. False leaves the sum infinite.
 
     Returns:
-      `WeightedSum`, scalars, or `[*B]` for "none", in at least float32. NaN losses stay NaN.
+      `WeightedSum`, scalars, or `[*B]` for "none", in at least float32. NaN losses stay NaN. The
+      mean of nothing but dropped losses is `inf`, with gradient 0.
 
     Raises:
       ValueError: if shapes disagree, `per` is none of the above, or the paddings it needs are
@@ -92,17 +97,16 @@ def reduce_loss(
       The third pair was infeasible:
 
       >>> result = reduce_loss(jnp.array([1.0, 3.0, jnp.inf]))
-      >>> print(result.mean, result)
-      2.0 WeightedSum(sum=Array(4., dtype=float32), weight=Array(2., dtype=float32))
+      >>> print(result.mean, result.sum, result.weight, result.dropped)
+      2.0 4.0 2.0 1.0
     """
     function = "reduce_loss"
     checks.flags(function, drop_infeasible=drop_infeasible)
     values = at_least_float32(checks.real(function, "loss", loss))
-    counts = ~checks.paddings(function, "example_paddings", example_paddings, values.shape)
-    if drop_infeasible:
-        counts &= values != jnp.inf
+    in_use = ~checks.paddings(function, "example_paddings", example_paddings, values.shape)
+    counts = in_use & (values != jnp.inf) if drop_infeasible else in_use
     values = jnp.where(counts, values, jnp.zeros_like(values))
-    weight = counts.astype(values.dtype)
+    weight, dropped = counts.astype(values.dtype), (in_use & ~counts).astype(values.dtype)
     kind = checks.choice(function, "per", per, get_args(Per))
     if kind in ("label", "example_and_label"):
         labels = _lengths(function, "label_paddings", label_paddings, values)
@@ -113,8 +117,8 @@ def reduce_loss(
     elif kind == "frame":
         weight *= _lengths(function, "logit_paddings", logit_paddings, values)
     elif kind == "none":
-        return WeightedSum(values, weight)
-    return WeightedSum(jnp.sum(values), jnp.sum(weight))
+        return WeightedSum(values, weight, dropped)
+    return WeightedSum(jnp.sum(values), jnp.sum(weight), jnp.sum(dropped))
 
 
 def focal_loss(
@@ -358,6 +362,15 @@ def mwer_loss(
         return score, errors
 
     scores, errors = jax.vmap(compare, in_axes=-2, out_axes=-1)(ids)
+    return _expectation(scores, is_found, errors)
+
+
+# Jitted: one program for an eager call, and no infinity for `jax_debug_infs` to see.
+@jax.jit
+def _expectation(
+    scores: Float[Array, "*B W"], is_found: Bool[Array, "*B W"], errors: Int[Array, "*B W"]
+) -> Float[Array, "*B"]:
+    """Of the errors, under the probabilities of the hypotheses that were found."""
     is_nan = jnp.any(jnp.isnan(scores), axis=-1, keepdims=True)
     scores = jnp.where(is_found | is_nan, scores, jnp.full_like(scores, -jnp.inf))
     whole = LOG.sum(scores)[..., None]

@@ -22,13 +22,15 @@ def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[
 
     Args:
       lengths: how many entries of each sequence are in use.
-      max_length: static size `L` of the padded axis. A longer length uses all of it.
+      max_length: static size `L` of the padded axis. Of lengths that JAX holds, a longer one
+        uses all of it, and a negative one nothing.
 
     Returns:
       Booleans, True where padded.
 
     Raises:
-      ValueError: if `lengths` are not integers or `max_length` is not a static one, from 0 on.
+      ValueError: if `lengths` are not integers or `max_length` is not a static one, from 0 on; of
+        lengths in Python or NumPy, if one is negative or longer than `max_length`.
 
     Example:
       >>> lengths_to_paddings(jnp.array([1, 3]), 3).astype(int).tolist()
@@ -39,6 +41,7 @@ def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[
         remedy = "Whole frames remain of a stride: see // instead of /."
         checks.fail("lengths_to_paddings", "lengths", "be integers", counts.dtype, remedy)
     size = checks.count("lengths_to_paddings", "max_length", max_length)
+    checks.known_lengths("lengths_to_paddings", "lengths", lengths, size)
     return is_beyond(checks.as_int32(counts), size)
 
 

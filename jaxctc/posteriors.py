@@ -408,7 +408,9 @@ def sample_alignments(
         wildcard_penalty=wildcard_penalty,
     )
     count = checks.count("sample_alignments", "num_samples", num_samples)
-    samples = _samples(config, count, key, jax.tree.map(lax.stop_gradient, inputs))
+    # Under `jax.disable_jit`, too, where JAX would compile its generator anew at every frame.
+    with jax.disable_jit(False):
+        samples = _samples(config, count, key, jax.tree.map(lax.stop_gradient, inputs))
     return samples[..., : config.num_frames]
 
 

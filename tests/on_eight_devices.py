@@ -15,6 +15,7 @@ import pytest
 from jax import P
 from jax.export import export
 from jax.sharding import AxisType, NamedSharding
+from scripts import EXAMPLES
 
 import jaxctc
 from jaxctc import ctc_loss
@@ -329,6 +330,10 @@ class TestVocabularies:
         assert str(error.value) == message
 
 
+def of_frames(logits, ids, *_):
+    return jaxctc.cross_entropy(logits, ids.astype(np.int32))
+
+
 ALL = (0, 1, 2, 3)
 EXPLICIT = [
     ("ctc_loss", ctc_loss, ALL, "logits"),
@@ -344,6 +349,9 @@ EXPLICIT = [
     ("greedy_decode", lambda *given: jaxctc.greedy_decode(*given[:2]), ALL, "logits"),
     ("prefix_beam_search", lambda *given: jaxctc.prefix_beam_search(*given[:2]), ALL, "logits"),
     ("collapse", lambda *given: jaxctc.collapse(given[2]), ALL, "frame_labels"),
+    ("error_counts", lambda *given: jaxctc.error_counts(*given[2:] * 2), ALL, "hyp"),
+    ("cross_entropy", of_frames, (0,), "estimated"),
+    ("cross_entropy", of_frames, (1,), "target"),
 ]
 KINDS = {
     "logits": "float32[8@batch,12,5]",
@@ -351,6 +359,9 @@ KINDS = {
     "labels": "int32[8@batch,6]",
     "hidden": "float32[8@batch,12,5]",
     "frame_labels": "int32[8@batch,6]",
+    "hyp": "int32[8@batch,6]",
+    "estimated": "float32[8@batch,12,5]",
+    "target": "int32[8@batch,12]",
 }
 
 
@@ -367,9 +378,23 @@ class TestExplicitAxes:
             (jax.jit(function) if jit else function)(*arguments)
         assert str(error.value) == (
             f"{name}: {argument} must not be spread over explicit axes of a mesh; got "
-            f"{KINDS[argument]}. Pass axis_types=(jax.sharding.AxisType.Auto,) * 1 to "
-            f"jax.make_mesh, or call {name} within jax.shard_map."
+            f"{KINDS[argument]}. Wrap {name} in jax.sharding.auto_axes(…, out_sharding=…), or "
+            "call it within jax.shard_map."
         )
+
+    def test_auto_axes_make_them_automatic(self, rng):
+        """What the message advises: the same numbers, the gradient too, and no exchange."""
+        arguments = batch(rng, 40)
+        losses = jax.sharding.auto_axes(ctc_loss, out_sharding=P("batch"))
+        decoded = jax.sharding.auto_axes(jaxctc.greedy_decode, out_sharding=P("batch"))
+        devices = mesh(AxisType.Explicit, batch=8)
+        with jax.set_mesh(devices):
+            there = jax.device_put(arguments, NamedSharding(devices, P("batch")))
+            compiled = jax.jit(mean_and_gradient(losses)).lower(*there).compile()
+            found, best = compiled(*there), jax.jit(decoded)(*there[:2])
+        assert exchanged(compiled) == [("all-reduce", ())]
+        assert_equal(found, step(*arguments)[:2])
+        assert_equal(best, jax.jit(jaxctc.greedy_decode)(*arguments[:2]))
 
     def test_what_is_the_same_everywhere_is_not(self, rng):
         """Nor what is spread over an automatic axis beside an explicit one."""
@@ -408,6 +433,9 @@ EVERY_EXAMPLE = {
         hot_words=jaxctc.hot_words([[1, 2]], 2.0),
         lexicon=jaxctc.build_lexicon(["ab"], jaxctc.Vocabulary(list("-|abc"), separator="|")),
     ),
+    "prefix_beam_search, mapped": lambda logits, padded, *_: jax.vmap(jaxctc.prefix_beam_search)(
+        logits, padded
+    ),
     "error_counts": lambda logits, padded, *rest: jaxctc.error_counts(*rest, *rest, separator=1),
 }
 
@@ -433,6 +461,19 @@ class TestWithinShardMap:
         compiled = jax.jit(everywhere).lower(*arguments).compile()
         assert exchanged(compiled) == []
         assert_equal(compiled(*arguments), jax.jit(jaxctc.prefix_beam_search)(*arguments))
+
+    def test_an_evaluation_adds_its_counts_up_and_exchanges_nothing_else(self, monkeypatch):
+        """The example: a network, its losses, beams and alignments, for lines on every device."""
+        monkeypatch.syspath_prepend(EXAMPLES)
+        needs = "needs the extra `examples`"
+        evaluate_vmap = pytest.importorskip("evaluate_vmap", reason=needs)
+        scans, rng = evaluate_vmap.load_scans("test"), np.random.default_rng(0)
+        lines = evaluate_vmap.for_all_devices(evaluate_vmap.make_lines(scans, 13, rng))
+        reader = evaluate_vmap.Reader(layers=1, rngs=evaluate_vmap.nnx.Rngs(0))
+        judge_all = evaluate_vmap.judge_all.lower(reader, lines, batch_size=2, beam_width=3)
+        reductions = exchanged(judge_all.compile())
+        assert 1 <= len(reductions) <= len(jaxctc.ErrorCounts._fields)
+        assert set(reductions) == {("all-reduce", ())}
 
     def test_on_a_mesh_of_explicit_axes(self, rng):
         """There, too, and with its derivative taken outside."""

@@ -1,5 +1,6 @@
 """The examples as a user runs them: processes of their own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script, *arguments):
+def run(script, *arguments, **environment):
     command = [sys.executable, EXAMPLES / script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -7,6 +7,7 @@ import string
 import tracemalloc
 
 import chex
+import jax
 import numpy as np
 import pytest
 from ngrams import (
@@ -21,8 +22,13 @@ from ngrams import (
     scores_of,
 )
 
-from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, read_arpa, read_ngrams, word_ngrams
+from jaxctc.decoding.arpa import read_arpa, read_ngrams, word_ngrams
+from jaxctc.decoding.beam_search import prefix_beam_search
+from jaxctc.decoding.language_models import hot_words
+from jaxctc.decoding.lexicon import build_lexicon
 from jaxctc.decoding.memory import Memory
+from jaxctc.decoding.ngram_models import TokenNGrams, WordNGrams
+from jaxctc.text import Vocabulary
 
 
 @pytest.fixture
@@ -69,6 +75,43 @@ def test_token_ngrams_by_hand(read):
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
     expected = np.array([[-3.0, -2.25, -2.0], [-3.0, -2.0, -2.25]]) * math.log(10)
     np.testing.assert_allclose(finals, expected, rtol=1e-6)
+
+
+SPELT = "\\data\\\nngram 1=4\n\\1-grams:\n-1 <s>\n-1 a\n-1 hello\n-1 world\n\\end\\"
+
+
+def test_words_taken_for_tokens(read):
+    """The article is a letter, so that the file passes for one of tokens; no other word is one."""
+    letters = ["-", "|", *"adehlorw"]
+    with pytest.warns(
+        UserWarning, match=r"1 of the 3 words of .*model.arpa are tokens.*separator="
+    ):
+        read(SPELT, letters)
+    read(SPELT, letters, separator=1)
+    read(SPELT, ["-", "a", "hello"])
+
+
+def test_names_of_other_classes(read):
+    """Without the blank, every name would stand for the class before its own."""
+    logits = np.zeros((4, 3), np.float32)
+    for names in (["a", "hello"], ["-", "a", "hello", "world"]):
+        message = f"be made of names for all 3 classes, the blank included; got {len(names)} names"
+        with pytest.raises(ValueError, match=f"prefix_beam_search: language_model must {message}"):
+            prefix_beam_search(logits, None, language_model=read(SPELT, names))
+    prefix_beam_search(logits, None, language_model=read(SPELT, ["-", "a", "hello"]))
+
+
+def test_one_line_shows_a_model(read):
+    """With sizes in place of numbers, also where JAX puts something else in the place of arrays."""
+    tokens, words = read(SPELT, ["-", "a", "hello"]), read(SPELT, ["-", "|", "a"], separator=1)
+    ngrams = "Automaton(states=1, arcs=5)"
+    assert repr(tokens) == f"TokenNGrams(ngrams={ngrams})"
+    assert repr(words).startswith("WordNGrams(spelling=Automaton(states=")
+    assert repr(words).endswith(f"ngrams={ngrams})")
+    lexicon = build_lexicon(["ab"], Vocabulary(["-", "a", "b"]))
+    assert repr(lexicon) == "Lexicon(classes=3, states=4, arcs=3)"
+    for model in (tokens, words, lexicon, hot_words([[1, 2]], 1.0)):
+        assert "?" in repr(jax.tree.map(lambda _: object(), model))
 
 
 def spelt_words(tokens, names, separator):
@@ -161,9 +204,9 @@ def changed(line, new):
 
 
 BAD_FILES = {
-    "nothing": ("", 1, r"be there, as none so far is \end\; got the end of the file"),
-    "no text at all": (bytes(range(256)) * 9, 11, "be there"),
-    "no data": (changed(2, "data"), 22, "be there"),
+    "nothing": ("", 1, r"be \data\, with which n-grams in the ARPA format begin; got the end of"),
+    "no text at all": (bytes(range(256)) * 9, 11, r"be \data\, with which"),
+    "no data": (changed(2, "data"), 22, r"be \data\, with which"),
     "no counts": (changed(3, r"\1-grams:"), 3, "be ngram 1=(a number)"),
     "another order": (changed(4, "ngram 3=3"), 4, "be ngram 2=(a number); got 'ngram 3=3'"),
     "the order again": (changed(4, "ngram 1=4"), 4, "be ngram 2=(a number)"),

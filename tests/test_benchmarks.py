@@ -27,6 +27,15 @@ def rows(printed, header):
     return [[entry.strip() for entry in line.strip("|").split("|")] for line in lines[2:]]
 
 
+def test_first_call(benchmark, capsys):
+    benchmark("first_call").main(["--calls", "ctc_loss", "lengths_to_paddings", "--repeats", "1"])
+    found = rows(capsys.readouterr().out, "call")
+    assert [row[0] for row in found] == ["ctc_loss", "lengths_to_paddings"]
+    (_, first, xla, kept, later), _ = found
+    assert float(later) / 1e3 < float(kept) < float(first), "programs are found again"
+    assert 0 < float(xla) < float(first)
+
+
 def test_loss(benchmark, tmp_path, capsys):
     figures, picture = tmp_path / "new" / "loss.json", tmp_path / "loss.png"
     command = ["--shapes", "tiny", "--peers", "jaxctc,optax", "--repeats", "2"]

@@ -171,6 +171,18 @@ def test_evaluate_vmap_judges_every_line():
     assert sum(int(d) for _, _, d in titles) == int(digits)
 
 
+@pytest.mark.usefixtures("digit_lines")
+def test_evaluate_vmap_says_the_same_on_any_number_of_devices():
+    """Ten lines over 1, 2 and 8 devices, the last of which get padding to judge."""
+    said = set()
+    for devices in "1", "2", "8":
+        options = "--steps", "3", "--batch-size", "2", "--lines", "10", "--beam-width", "3"
+        done = run("evaluate_vmap.py", *options, JAX_NUM_CPU_DEVICES=devices)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout)
+    assert len(said) == 1
+
+
 @pytest.fixture
 def train_sharded(digit_lines):
     del digit_lines  # it has put the examples on the path

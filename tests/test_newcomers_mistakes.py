@@ -19,6 +19,7 @@ from jaxctc import (
     error_counts,
     greedy_decode,
     lengths_to_paddings,
+    pad_to_bucket,
     prefix_beam_search,
     required_frames,
     validate,
@@ -50,7 +51,10 @@ def traced(option, value):
     return jax.jit(lambda value: loss(**{option: value}))(value)
 
 
-NOT_AN_ARRAY = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+NOT_AN_ARRAY = (
+    "Pad rows of different lengths and say so in the paddings; "
+    "jaxctc.Vocabulary maps strings to ids."
+)
 NOT_STATIC = "Under jit, mark it static (static_argnames) or close over it."
 NOT_IDS = "Class ids are integers: see jnp.argmax for one-hot rows, astype for the rest."
 LABELS_MUST = "ctc_loss: labels must have shape [*B, N] with *B = (4,), as in logits (4, 9, 5)"
@@ -95,6 +99,11 @@ ERRORS = {
         lambda: lengths_to_paddings(np.array([9, 8]) / 2, 4),
         "lengths_to_paddings: lengths must be integers; got float32. "
         "Whole frames remain of a stride: see // instead of /.",
+    ),
+    "lengths from in front of a stride": (
+        lambda: lengths_to_paddings(np.array([9, 8]), 4),
+        "lengths_to_paddings: lengths must lie in [0, 4]; got [9, 8]. "
+        "After a subsampling model, count the frames that it keeps.",
     ),
     "the largest length, traced": (
         lambda: jax.jit(lambda lengths: lengths_to_paddings(lengths, lengths.max()))(LABELS[0]),
@@ -182,6 +191,17 @@ ERRORS = {
         lambda: loss([LOGITS[0], LOGITS[1, :7]]),
         f"ctc_loss: logits must be one array of numbers; got a list of 2. {NOT_AN_ARRAY}",
     ),
+    "a masked array": (
+        lambda: loss(np.ma.masked_array(LOGITS, mask=LOGITS > 0)),
+        "ctc_loss: logits must be one array of numbers; "
+        "got a masked array of float32[4, 9, 5]. "
+        "Pass its .filled(0). Paddings, like its mask, are True where padded.",
+    ),
+    "frames to pad, traced": (
+        lambda: jax.jit(lambda frames: pad_to_bucket([frames], [[1]], [(9, 3)]))(LOGITS[0]),
+        "pad_to_bucket: frames of example 0 must be an array of NumPy; "
+        "got a traced array of float32[9, 5]. It is for the host: call it outside of jit.",
+    ),
     "complex logits": (
         lambda: loss(LOGITS.astype(np.complex64)),
         "ctc_loss: logits must be real numbers; got an array of complex64[4, 9, 5]. "
@@ -212,6 +232,10 @@ ERRORS = {
         lambda: loss(blank_id=K),
         "ctc_loss: blank_id must be a class id in [-5, 5); got 5. "
         "There are K = 5 classes, the blank included.",
+    ),
+    "True for the blank": (
+        lambda: loss(blank_id=True),
+        "ctc_loss: blank_id must be a static integer; got True of type bool. " + NOT_STATIC,
     ),
     "blank traced": (
         lambda: traced("blank_id", 0),

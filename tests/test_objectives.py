@@ -97,23 +97,21 @@ class TestReduceLoss:
     PADDINGS = np.arange(3) >= LENGTHS[:, None]
 
     @pytest.mark.parametrize(
-        ("per", "total", "weight"),
+        ("per", "total", "weight", "mean"),
         [
-            ("example", 11, 3),
-            ("label", 11, 5),
-            ("frame", 11, 5),
-            ("example_and_label", 1 + 2 + 3, 3),
-            ("none", [2, 0, 6, 3], [1, 0, 1, 1]),
+            ("example", 11, 3, 11 / 3),
+            ("label", 11, 5, 11 / 5),
+            ("frame", 11, 5, 11 / 5),
+            ("example_and_label", 1 + 2 + 3, 3, 2),
+            ("none", [2, 0, 6, 3], [1, 0, 1, 1], [2, np.inf, 6, 3]),
         ],
     )
-    def test_named_means(self, per, total, weight):
+    def test_named_means(self, per, total, weight, mean):
         result = reduce_loss(self.LOSS, self.PADDINGS, self.PADDINGS, per=per)
         np.testing.assert_allclose(result.sum, total)
         np.testing.assert_allclose(result.weight, weight)
-        expected = np.divide(
-            total, weight, out=np.zeros(np.shape(total)), where=np.array(weight) > 0
-        )
-        np.testing.assert_allclose(result.mean, expected, rtol=1e-6)
+        np.testing.assert_array_equal(result.dropped, [0, 1, 0, 0] if per == "none" else 1)
+        np.testing.assert_allclose(result.mean, mean, rtol=1e-6)
 
     def test_torch(self, rng):
         torch = pytest.importorskip("torch", reason="needs the extra `compare`")
@@ -145,11 +143,21 @@ class TestReduceLoss:
 
     def test_masks(self):
         result = reduce_loss(self.LOSS, example_paddings=np.array([0, 0, 1, 0]))
-        assert (float(result.sum), float(result.weight)) == (5, 2)
-        assert reduce_loss(self.LOSS, drop_infeasible=False).mean == np.inf
+        assert tuple(map(float, result)) == (5, 2, 1)
+        kept = reduce_loss(self.LOSS, drop_infeasible=False)
+        assert (kept.mean, kept.dropped) == (np.inf, 0)
         assert np.isnan(reduce_loss(jnp.array([1.0, jnp.nan])).mean)
-        assert reduce_loss(jnp.array([jnp.inf])).mean == 0
         assert reduce_loss(jnp.zeros((0,))).mean == 0
+
+    def test_nothing_but_infeasible_examples_is_no_success(self):
+        def mean(logits):  # subsampled too far, so that no labels fit
+            reduced = reduce_loss(ctc_loss(logits, None, np.ones((2, 2), np.int32), None))
+            return reduced.mean, reduced.dropped
+
+        result, gradient = jax.value_and_grad(mean, has_aux=True)(jnp.zeros((2, 2, 3)))
+        assert result == (np.inf, 2)
+        np.testing.assert_array_equal(gradient, 0)
+        assert reduce_loss(jnp.array([jnp.inf]), example_paddings=np.ones(1)).mean == 0
 
     def test_narrow_losses(self):
         """Counted and added up in float32: in bfloat16, 257 are 256."""

@@ -17,6 +17,7 @@ from jaxctc import (
     required_frames,
     validate,
 )
+from jaxctc._core.checks import saturated
 from jaxctc.padding import pack_left
 
 
@@ -31,8 +32,8 @@ def test_lengths_and_paddings_are_inverse(lengths):
 
 def test_lengths_to_paddings_takes_any_batch_and_any_length():
     assert lengths_to_paddings(2, 3).tolist() == [False, False, True]
-    assert lengths_to_paddings(7, 2).tolist() == [False, False]
-    assert lengths_to_paddings(-1, 2).tolist() == [True, True]
+    assert lengths_to_paddings(jnp.array(7), 2).tolist() == [False, False]
+    assert lengths_to_paddings(jnp.array(-1), 2).tolist() == [True, True]
     assert lengths_to_paddings(jnp.zeros((2, 0), jnp.int32), 3).shape == (2, 0, 3)
 
 
@@ -61,7 +62,9 @@ def test_large_ids_are_no_padding_and_large_lengths_no_small_ones(dtype, x64):
         large = beyond_int32(dtype)
         assert not label_paddings_from(large).any()
         assert not label_paddings_from(large, padding=-1).any()
-        assert not lengths_to_paddings(large, 3).any()
+        assert not lengths_to_paddings(jnp.asarray(saturated(large)), 3).any()
+        with pytest.raises(ValueError, match=r"lengths must lie in \[0, 3\]"):
+            lengths_to_paddings(large, 3)
 
 
 @pytest.mark.usefixtures("x64")

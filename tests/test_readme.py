@@ -148,6 +148,16 @@ def test_every_page_has_blocks():
     assert {name.split()[0] for name in BLOCKS} == {page.name for page in PAGES}
 
 
+MORE_PAGES = [ROOT / folder / "README.md" for folder in ("benchmarks", "examples")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES], ids=str)
+def test_no_sentence_breaks_before_a_number(page):
+    """At the head of a line, "20000. There" would begin a numbered list on the site."""
+    numbers = re.findall(r"^ *(\d+)\. ", page.read_text(), re.MULTILINE)
+    assert all(int(number) < 10 for number in numbers)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_links_lead_somewhere(page):
     """Those within the repository: every test that the table of features names is there."""

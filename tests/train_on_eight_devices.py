@@ -65,7 +65,8 @@ def batch(examples, seed):
     _, digits = examples
     lines = digits.make_lines(digits.load_scans("train"), 16, np.random.default_rng(seed))
     added = np.arange(16) == 5
-    return jaxctc.PaddedBatch(*lines[:4], added)
+    images, no_column, labels, no_label = lines[:4]
+    return jaxctc.PaddedBatch(images, no_column, labels, no_label, added)
 
 
 def trained(examples, trainer):

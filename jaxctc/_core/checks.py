@@ -6,14 +6,18 @@ not exist, too few frames) cannot raise under `jit`; it gets a documented value 
 `jaxctc.validate` to find it on the host.
 """
 
+import contextlib
 import operator
+import os
 import reprlib
+import warnings
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.dtypes import canonicalize_dtype
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
@@ -135,9 +139,14 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
     try:
         return jnp.asarray(values)
     except (TypeError, ValueError):
-        remedy = "Pad rows of different lengths and say so in the paddings; map strings to ids."
+        remedy = (
+            "Pad rows of different lengths and say so in the paddings; "
+            "jaxctc.Vocabulary maps strings to ids."
+        )
         if "labels" in getattr(values, "_fields", ()):
             remedy = "Pass a field of it, such as .labels."
+        if isinstance(values, np.ma.MaskedArray):
+            remedy = "Pass its .filled(0). Paddings, like its mask, are True where padded."
         fail(function, argument, "be one array of numbers", _kind(values), remedy)
     except OverflowError:
         remedy = "64 bits come with jax_enable_x64."
@@ -161,6 +170,9 @@ def host_array(
     try:
         return np.asarray(values, dtype)
     except (TypeError, ValueError):
+        if isinstance(values, Tracer):
+            got, remedy = _kind(values).replace("an", "a traced", 1), "call it outside of jit."
+            fail(function, argument, requirement, got, f"It is for the host: {remedy}")
         fail(function, argument, requirement, _kind(values))
 
 
@@ -253,12 +265,12 @@ def flags(function: str, **values: Any) -> None:
 
 
 def static_int(function: str, argument: str, value: Any) -> int:
-    """A Python integer, known while tracing."""
-    try:
-        return operator.index(value)
-    except (TypeError, ConcretizationTypeError):
-        remedy = "Under jit, mark it static (static_argnames) or close over it."
-        fail(function, argument, "be a static integer", _kind(value), remedy)
+    """A Python integer, known while tracing; True is none."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ConcretizationTypeError):
+            return operator.index(value)
+    remedy = "Under jit, mark it static (static_argnames) or close over it."
+    fail(function, argument, "be a static integer", _kind(value), remedy)
 
 
 def count(function: str, argument: str, value: Any, least: int = 0) -> int:
@@ -323,15 +335,18 @@ def not_explicit(function: str, **arrays: Array) -> None:
         kind = jax.typeof(array)
         if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
             requirement = "not be spread over explicit axes of a mesh"
-            auto = (
-                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(kind.sharding.mesh.axis_names)}"
+            remedy = (
+                f"Wrap {function} in jax.sharding.auto_axes(…, out_sharding=…), or call it within "
+                "jax.shard_map."
             )
-            remedy = f"Pass {auto} to jax.make_mesh, or call {function} within jax.shard_map."
             fail(function, argument, requirement, str(kind), remedy)
 
 
 def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     """One real number, traced or not."""
+    if isinstance(value, float) and np.isinf(value):
+        with jax.debug_infs(False):  # an infinity that was asked for is none to stop at
+            return jnp.asarray(np.asarray(value, canonicalize_dtype(float)))
     try:
         array = jnp.asarray(value)
     except (OverflowError, TypeError, ValueError):
@@ -339,6 +354,12 @@ def number(function: str, argument: str, value: ArrayLike) -> Float[Array, ""]:
     if array.ndim or not _is(array, jnp.integer, jnp.floating):
         fail(function, argument, "be one real number", _kind(value))
     return array if _is(array, jnp.floating) else array.astype(jnp.float32)
+
+
+def log_zero(function: str, value: ArrayLike) -> Float[Array, ""] | None:
+    """What stands for log 0, one number; None for -inf, which takes no operation."""
+    epsilon = number(function, "log_epsilon", value)
+    return None if isinstance(value, float) and value == -np.inf else epsilon
 
 
 def real(function: str, argument: str, values: ArrayLike) -> Float[Array, "..."]:
@@ -379,6 +400,17 @@ NOT_PARTITIONED = (
 )
 
 
+def warn_unless_tokens(path: str | os.PathLike[str], words: set[bytes], names: list[bytes]) -> None:
+    """A model of words, of which some are one letter, may be read for one of tokens."""
+    known = len(words.intersection(names))
+    if 2 * known < len(words):
+        message = (
+            f"read_arpa: {known} of the {len(words)} words of {os.fspath(path)} are tokens, and no "
+            "decoder emits the others. If tokens spell words, pass separator=."
+        )
+        warnings.warn(message, stacklevel=3)
+
+
 def fail_without_kernel(platform: str, variable: str) -> NoReturn:
     """Refuses to lower what was asked for by name, where there is none."""
     remedy = (
@@ -390,14 +422,28 @@ def fail_without_kernel(platform: str, variable: str) -> NoReturn:
     )
 
 
+def known_lengths(function: str, argument: str, values: Any, longest: int) -> None:
+    """Refuses lengths in Python or NumPy that an array of `longest` entries cannot have.
+
+    What JAX holds may be traced, or on a device that is at work: nobody waits for it.
+    """
+    if any(isinstance(leaf, Array) for leaf in jax.tree.leaves(values)):
+        return
+    known = np.asarray(values)
+    if known.size and not 0 <= known.min() <= known.max() <= longest:
+        remedy = "After a subsampling model, count the frames that it keeps."
+        fail(function, argument, f"lie in [0, {longest}]", known.tolist(), remedy)
+
+
 def lengths(
-    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
+    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...], longest: int
 ) -> Int[Array, "..."]:
-    """One integer per example."""
+    """One integer per example: how many of `longest` entries are in use."""
     array = as_array(function, argument, saturated(values))
     if array.shape != shape or not _is(array, jnp.integer):
         requirement = f"be integers of shape {shape}, one per example"
         fail(function, argument, requirement, _kind(array))
+    known_lengths(function, argument, values, longest)
     return as_int32(array)
 
 
@@ -430,7 +476,8 @@ def per_frame_and_label(
 
 def _kind(value: Any) -> str:
     if isinstance(value, Array | np.ndarray):
-        return f"an array of {value.dtype}{list(value.shape)}"
+        article = "a masked" if isinstance(value, np.ma.MaskedArray) else "an"
+        return f"{article} array of {value.dtype}{list(value.shape)}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{reprlib.repr(value)} of type {type(value).__name__}"

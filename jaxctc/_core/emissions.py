@@ -412,6 +412,9 @@ def _packed_index(lattice: Lattice) -> Int[Array, "*B N"]:
     return select(is_own, before - 1, nowhere)
 
 
+# Jitted, because an eager call would run one program for each operation, and `jax_debug_infs` would
+# look into each of them, where blanks of score -inf are on their way to a sum.
+@functools.partial(jax.jit, static_argnums=1)
 def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "*B T K"]:
     if config.logits_normalized:
         return at_least_float32(logits)
@@ -427,6 +430,7 @@ def _scaled(priors: Float[Array, "*B 1 K"], scale: Float[Array, ""]) -> Float[Ar
     return finite_part + lax.stop_gradient(scale) * rest
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _score_of_all_but(blank: int, scores: Float[Array, "*B T K"]) -> Float[Array, "*B T"]:
     """Of all classes but the blank together, less the largest score of a frame."""
     scores = at_least_float32(scores)

@@ -1,8 +1,8 @@
 """What the devices of a mesh have to tell each other, and what `jax.shard_map` has to be told.
 
-Examples know nothing of each other, so a batch may lie on as many devices as there are, without a
-word between them. Classes are summed over: where they lie on several devices, along an axis of the
-mesh (`axis`, None for classes in one place), the functions below are all that is exchanged.
+Examples know nothing of each other, so a batch may lie on as many devices as there are, which
+exchange nothing then. Classes are summed over: where they lie on several devices, along an axis of
+the mesh (`axis`, None for classes in one place), the functions below are all that is exchanged.
 """
 
 from typing import Any
@@ -26,6 +26,11 @@ def varying_like(values: Any, *others: Array) -> Any:
         return lax.pcast(value, tuple(missing), to="varying") if missing else value
 
     return jax.tree.map(one, values)
+
+
+def is_varying(value: Array) -> bool:
+    """Whether the devices of a `jax.shard_map` have different values."""
+    return bool(_varying_axes(value))
 
 
 def _varying_axes(value: Array) -> frozenset[Any]:

@@ -149,5 +149,5 @@ def _logits(function: str, argument: str, logits: ArrayLike) -> Float[Array, "B 
 def _paddings(
     function: str, argument: str, lengths: Any, shape: tuple[int, ...]
 ) -> Bool[Array, "B L"]:
-    counts = checks.lengths(function, argument, lengths, shape[:1])
+    counts = checks.lengths(function, argument, lengths, shape[:1], shape[1])
     return lengths_to_paddings(counts, shape[1])

@@ -161,4 +161,6 @@ def edit_distance(
 def _paddings(
     function: str, argument: str, lengths: ArrayLike, shape: tuple[int, ...]
 ) -> Bool[Array, "*B L"]:
-    return lengths_to_paddings(checks.lengths(function, argument, lengths, shape[:-1]), shape[-1])
+    *batch, longest = shape
+    counts = checks.lengths(function, argument, lengths, tuple(batch), longest)
+    return lengths_to_paddings(counts, longest)

@@ -53,7 +53,7 @@ def ctc(
     if ids.ndim != 2 or len(ids) != batch:
         requirement = f"have shape (m, n) with m = {batch}, as in activations"
         checks.fail(function, "labels", requirement, ids.shape)
-    counts = checks.lengths(function, "input_lengths", input_lengths, (batch,))
+    counts = checks.lengths(function, "input_lengths", input_lengths, (batch,), frames)
     return loss.ctc_loss(
         logits,
         lengths_to_paddings(counts, frames),

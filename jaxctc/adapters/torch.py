@@ -1,5 +1,6 @@
 """The CTC loss of PyTorch: `torch.nn.functional.ctc_loss`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -82,6 +83,44 @@ def ctc_loss(
     return reduce(function, losses, reduction)
 
 
+@dataclasses.dataclass(frozen=True)
+class CTCLoss:
+    """`ctc_loss` as an object, as of `torch.nn`, which is called with the first four arguments.
+
+    Args:
+      blank, reduction, zero_infinity: as of `ctc_loss`.
+
+    Example:
+      >>> criterion = CTCLoss(blank=0, zero_infinity=True)
+      >>> log_probs = jnp.log(jnp.full((2, 1, 3), 1 / 3))
+      >>> criterion(log_probs, jnp.array([[1, 2]]), [2], [2]).round(4)
+      Array(1.0986, dtype=float32)
+    """
+
+    blank: int = 0
+    reduction: Literal["mean", "sum", "none"] = "mean"
+    zero_infinity: bool = False
+
+    def __call__(
+        self,
+        log_probs: Float[ArrayLike, "T *N C"],
+        targets: Int[ArrayLike, "..."],
+        input_lengths: Int[ArrayLike, "..."] | Sequence[int],
+        target_lengths: Int[ArrayLike, "..."] | Sequence[int],
+        *,
+        implementation: str | None = None,
+    ) -> Float[Array, "..."]:
+        """What `ctc_loss` returns."""
+        return ctc_loss(
+            log_probs,
+            targets,
+            input_lengths,
+            target_lengths,
+            **dataclasses.asdict(self),
+            implementation=implementation,
+        )
+
+
 # What `jaxctc.adapters.lucid` builds on, too.
 
 
@@ -161,13 +200,10 @@ def _lengths(
     function: str, argument: str, lengths: Any, batch: tuple[int, ...], longest: int
 ) -> Int[Array, "*N"]:
     counts = checks.as_array(function, argument, checks.saturated(lengths))
-    known = _on_host(lengths)
+    checks.known_lengths(function, argument, lengths, longest)
     if not batch and counts.shape == (1,):
         counts = counts[0]
-    counts = checks.lengths(function, argument, counts, batch)
-    if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
-        checks.fail(function, argument, f"lie in [0, {longest}]", known.tolist())
-    return jnp.maximum(counts, 0)
+    return jnp.maximum(checks.lengths(function, argument, counts, batch, longest), 0)
 
 
 def _on_host(lengths: Any) -> np.ndarray | None:

@@ -142,7 +142,7 @@ def merge_tokens(
 def _paddings(function: str, argument: str, lengths: Any, shape: tuple[int, ...]) -> Array:
     if lengths is None:
         return jnp.zeros(shape, bool)
-    counts = checks.lengths(function, argument, lengths, shape[:1])
+    counts = checks.lengths(function, argument, lengths, shape[:1], shape[1])
     return lengths_to_paddings(counts, shape[1])
 
 

@@ -16,6 +16,16 @@ from jaxtyping import Float, Int
 MOST, LARGEST = 2**31 - 2, 1e30
 
 
+def sizes_of(model: object, **arrays: Array) -> str:
+    """One line about a model: the lengths of some of its arrays, whose numbers nobody wants to see.
+
+    JAX puts other objects in their places at times, and shows them.
+    """
+    lengths = {name: (np.shape(array) or ("?",))[-1] for name, array in arrays.items()}
+    shown = ", ".join(f"{name}={length}" for name, length in lengths.items())
+    return f"{type(model).__name__}({shown})"
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
@@ -65,6 +75,10 @@ class Automaton:
     """Static: the states of the longest chain of failures."""
     probes: int
     """Static: the arcs of the fullest bucket."""
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return sizes_of(self, states=self.fail_state, arcs=self.arc_weight)
 
     def score_and_advance(
         self, state: Int[Array, ""], token: Int[ArrayLike, ""]

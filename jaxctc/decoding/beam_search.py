@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.lean import take_one
 from jaxctc._core.normalizer import mask_padding, normalizer
-from jaxctc._core.sharding import varying_like
+from jaxctc._core.sharding import is_varying, varying_like
 from jaxctc.alignment import forced_align
 from jaxctc.decoding.fusion import Fusion, fusion_of
 from jaxctc.decoding.greedy import Hypotheses
@@ -31,6 +31,8 @@ from jaxctc.decoding.prefixes import (
     Pruning,
     cond_as_select,
     next_prefixes,
+    precision_of,
+    pruning_of,
     where,
 )
 
@@ -135,13 +137,15 @@ def prefix_beam_search(
     function = "prefix_beam_search"
     checks.flags(function, times=times)
     scores = checks.class_scores(function, "logits", logits)
-    frames = scores.shape[-2]
-    longest = frames if max_length is None else max_length
+    longest = scores.shape[-2] if max_length is None else max_length
+    width = checks.count(function, "beam_width", beam_width, least=1)
+    number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     fusion = fusion_of(function, language_model, lm_weight, length_bonus, hot_words, lexicon)
-    state = _first_state(function, scores.shape[:-2], beam_width, longest, fusion, scores.dtype)
-    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
-    state = _search(function, state, scores, logit_paddings, fusion, *pruning)
-    best = _best(function, state, fusion, num_hypotheses)
+    options = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
+    pruning = pruning_of(function, scores, fusion, width, longest, *options)
+    is_frame = _frames_in_use(function, scores, logit_paddings)
+    search = _compiled_search if _is_argument(fusion) else _search
+    best = search(width, number, scores, is_frame, fusion, pruning)
     if not times:
         return best
 
@@ -244,8 +248,12 @@ def beam_step(
         requirement = f"have shape [*B, T, K] with *B = {state.is_nan.shape}, as in state"
         checks.fail("beam_step", "logits", requirement, scores.shape)
     fusion = fusion_of("beam_step", language_model, lm_weight, length_bonus, hot_words, lexicon)
-    pruning = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
-    return _search("beam_step", state, scores, logit_paddings, fusion, *pruning)
+    _check_models("beam_step", state, fusion)
+    options = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
+    width, longest = state.labels.shape[-2:]
+    pruning = pruning_of("beam_step", scores, fusion, width, longest, *options)
+    is_frame = _frames_in_use("beam_step", scores, logit_paddings)
+    return _advance(state, scores, is_frame, fusion, pruning)
 
 
 def beam_finish(
@@ -301,7 +309,7 @@ def _first_state(
 ) -> BeamState:
     width = checks.count(function, "beam_width", width, least=1)
     longest = checks.count(function, "max_length", longest)
-    dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    dtype = precision_of(dtype)
     nothing = jnp.full((*batch, width), -jnp.inf, dtype)
     none = jnp.zeros((*batch, width), jnp.int32)
     keys = jnp.zeros((*batch, width, 2), jnp.uint32)
@@ -323,49 +331,51 @@ def _first_state(
     return BeamState(labels, prefixes, jnp.zeros(batch, bool), jnp.zeros(batch, bool))
 
 
+def _frames_in_use(
+    function: str, scores: Float[Array, "*B T K"], logit_paddings: ArrayLike | None
+) -> Bool[Array, "*B T"]:
+    padded = checks.paddings(function, "logit_paddings", logit_paddings, scores.shape[:-1])
+    checks.not_explicit(function, logits=scores, logit_paddings=padded)
+    return ~padded
+
+
+def _is_argument(fusion: Fusion) -> bool:
+    """Not so models that are no pytrees of arrays: they can be called, but not be arguments."""
+    return all(isinstance(leaf, Array | np.ndarray) for leaf in jax.tree.leaves(fusion))
+
+
 def _search(
-    function: str,
+    width: int,
+    number: int,
+    scores: Float[Array, "*B T K"],
+    is_frame: Bool[Array, "*B T"],
+    fusion: Fusion,
+    pruning: Pruning,
+) -> Hypotheses:
+    """All of it, from the empty beam to the best hypotheses."""
+    function, longest = "prefix_beam_search", pruning.max_length
+    state = _first_state(function, scores.shape[:-2], width, longest, fusion, scores.dtype)
+    return _best(function, _advance(state, scores, is_frame, fusion, pruning), fusion, number)
+
+
+# One program for an eager call, and no impossible prefix on the way for `jax_debug_infs` to see.
+_compiled_search = jax.jit(_search, static_argnums=(0, 1))
+
+
+def _advance(
     state: BeamState,
     scores: Float[Array, "*B T K"],
-    logit_paddings: ArrayLike | None,
+    is_frame: Bool[Array, "*B T"],
     fusion: Fusion,
-    blank_id: Any,
-    logits_normalized: bool,
-    top_k: Any,
-    min_log_prob: Any,
-    blank_threshold: Any,
-    beam_threshold: Any,
+    pruning: Pruning,
 ) -> BeamState:
-    """Checks the rest of the arguments and goes over the frames, all examples on one axis."""
-    _check_models(function, state, fusion)
+    """Goes over the frames, all examples on one axis."""
     *batch, frames, classes = scores.shape
-    checks.flags(function, logits_normalized=logits_normalized)
-    padded = checks.paddings(function, "logit_paddings", logit_paddings, (*batch, frames))
-    checks.not_explicit(function, logits=scores, logit_paddings=padded)
-    width, longest = state.labels.shape[-2:]
-    candidates = 2 * width + 1 if top_k is None else checks.count(function, "top_k", top_k, 1)
-    precision = state.prefixes.blank.dtype
-
-    def number(argument: str, value: Any) -> Array | None:
-        return None if value is None else checks.number(function, argument, value).astype(precision)
-
-    pruning = Pruning(
-        blank=checks.class_id(function, "blank_id", blank_id, classes),
-        logits_normalized=logits_normalized,
-        candidates=min(candidates, classes - 1),
-        max_length=longest,
-        min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
-        blank_threshold=number("blank_threshold", blank_threshold),
-        beam_threshold=number("beam_threshold", beam_threshold),
-    )
-    examples = int(np.prod(batch))
-    depth = len(batch)
+    examples, depth = int(np.prod(batch)), len(batch)
     flat = jax.tree.map(lambda leaf: leaf.reshape(examples, *leaf.shape[depth:]), state)
     scores = lax.stop_gradient(scores).reshape(examples, frames, classes)
-    # Not so models that are no pytrees of arrays: they can be called, but not be arguments.
-    is_argument = all(isinstance(leaf, Array) for leaf in jax.tree.leaves(fusion))
-    chunk = _compiled_chunk if is_argument else _chunk
-    flat = chunk(flat, scores, ~padded.reshape(examples, frames), fusion, pruning)
+    chunk = _compiled_chunk if _is_argument(fusion) else _chunk
+    flat = chunk(flat, scores, is_frame.reshape(examples, frames), fusion, pruning)
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
 
 
@@ -392,7 +402,9 @@ def _chunk(
         single = one(*jax.tree.map(lambda leaf: leaf[0], batched), choose=lax.cond)
         return jax.tree.map(lambda leaf: leaf[None], single)
 
-    advance = alone if scores.shape[0] == 1 else jax.vmap(one)
+    # Within `jax.shard_map`, somebody may map over this: see `cond_as_select`.
+    is_alone = scores.shape[0] == 1 and not is_varying(scores)
+    advance = alone if is_alone else jax.vmap(one)
 
     def step(prefixes, at):
         frame, used = take_one(scores, at, 1), take_one(is_frame, at, 1)

@@ -40,6 +40,16 @@ class Fusion(NamedTuple):
         return score
 
 
+def check_classes(function: str, fusion: Fusion, classes: int) -> None:
+    """Refuses models of other classes: some unnamed, or all named one too low or too high."""
+    for model in fusion.models:
+        named = getattr(model, "num_classes", classes)
+        if named != classes:
+            name = "lexicon" if isinstance(model, Lexicon) else "language_model"
+            requirement = f"be made of names for all {classes} classes, the blank included"
+            checks.fail(function, name, requirement, f"{named} names")
+
+
 def fusion_of(
     function: str,
     language_model: Any,

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, UInt32
 
 from jaxctc._core import checks
+from jaxctc.decoding.automata import sizes_of
 from jaxctc.decoding.spellings import (
     BETWEEN,
     Entry,
@@ -57,6 +58,15 @@ class Lexicon(NamedTuple):
     """What a word that is not in the list is worth, in nats; -inf forbids it."""
     unfinished_score: Float[Array, ""]
     """What it is worth, in nats, to end within a word that is not over; -inf forbids it."""
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return sizes_of(self, classes=self.starts_word, states=self.row, arcs=self.arc_next)
+
+    @property
+    def num_classes(self) -> int:
+        """How many tokens the vocabulary had."""
+        return self.starts_word.shape[-1]
 
     @property
     def initial_state(self) -> Int[Array, ""]:

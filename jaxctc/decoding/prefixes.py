@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, UInt32
 
+from jaxctc._core import checks
 from jaxctc._core.normalizer import safe_max
 from jaxctc._core.sharding import varying_like
-from jaxctc.decoding.fusion import Fusion
+from jaxctc.decoding.fusion import Fusion, check_classes
 
 
 class Prefixes(NamedTuple):
@@ -66,6 +67,45 @@ class Pruning:
     min_log_prob: Float[Array, ""]
     blank_threshold: Float[Array, ""] | None
     beam_threshold: Float[Array, ""] | None
+
+
+def precision_of(dtype: DTypeLike) -> DTypeLike:
+    """What a beam computes in."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def pruning_of(
+    function: str,
+    scores: Float[Array, "*B T K"],
+    fusion: Fusion,
+    width: int,
+    longest: Any,
+    blank_id: Any,
+    logits_normalized: bool,
+    top_k: Any,
+    min_log_prob: Any,
+    blank_threshold: Any,
+    beam_threshold: Any,
+) -> Pruning:
+    """The options of these names, checked."""
+    classes = scores.shape[-1]
+    check_classes(function, fusion, classes)
+    checks.flags(function, logits_normalized=logits_normalized)
+    candidates = 2 * width + 1 if top_k is None else checks.count(function, "top_k", top_k, 1)
+    precision = precision_of(scores.dtype)
+
+    def number(argument: str, value: Any) -> Array | None:
+        return None if value is None else checks.number(function, argument, value).astype(precision)
+
+    return Pruning(
+        blank=checks.class_id(function, "blank_id", blank_id, classes),
+        logits_normalized=logits_normalized,
+        candidates=min(candidates, classes - 1),
+        max_length=checks.count(function, "max_length", longest),
+        min_log_prob=checks.number(function, "min_log_prob", min_log_prob).astype(precision),
+        blank_threshold=number("blank_threshold", blank_threshold),
+        beam_threshold=number("beam_threshold", beam_threshold),
+    )
 
 
 def next_prefixes(

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from jaxctc._core import checks
-from jaxctc.decoding.arpa import WordNGrams, WordState
 from jaxctc.decoding.language_models import weighted
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
+from jaxctc.decoding.ngram_models import WordNGrams, WordState
 from jaxctc.text import Vocabulary
 
 

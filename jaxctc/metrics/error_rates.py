@@ -259,6 +259,9 @@ def units(
         checks.fail(function, "ref", requirement, ref_ids.shape)
     no_hyp = checks.paddings(function, "hyp_paddings", hyp_paddings, hyp_ids.shape)
     no_ref = checks.paddings(function, "ref_paddings", ref_paddings, ref_ids.shape)
+    checks.not_explicit(
+        function, hyp=hyp_ids, hyp_paddings=no_hyp, ref=ref_ids, ref_paddings=no_ref
+    )
     wide = max(hyp_ids.dtype.itemsize, ref_ids.dtype.itemsize) > 4
     hyp_ids, ref_ids = (ids.astype(jnp.int64 if wide else jnp.int32) for ids in (hyp_ids, ref_ids))
     return _side(function, hyp_ids, ~no_hyp, options), _side(function, ref_ids, ~no_ref, options)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxctc.adapters.torch import ctc_loss
+from jaxctc.adapters.torch import CTCLoss, ctc_loss
 
 torch = pytest.importorskip("torch", reason="needs the extra `compare`")
 
@@ -269,6 +269,18 @@ def test_errors(good, bad, message):
     with pytest.raises(ValueError, match=f"^adapters.torch.ctc_loss: .*{message}"):
         jax.eval_shape(lambda: ctc_loss(**good | bad))
     assert jax.eval_shape(lambda: ctc_loss(**good)).shape == ()
+
+
+def test_the_class_is_the_function(rng):
+    """With torch's own arguments, by position too."""
+    arguments = batch_of(rng, CLASSES - 1)
+    pairs = [
+        (CTCLoss(CLASSES - 1, "sum"), torch.nn.CTCLoss(CLASSES - 1, "sum")),
+        (CTCLoss(zero_infinity=True), torch.nn.CTCLoss(zero_infinity=True)),
+    ]
+    for mine, module in pairs:
+        expected = module(*map(torch.tensor, arguments))
+        np.testing.assert_allclose(mine(*arguments), expected.numpy(), rtol=1e-5)
 
 
 def test_a_negative_blank_counts_from_the_last_class(rng):

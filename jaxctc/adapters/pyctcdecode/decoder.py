@@ -19,9 +19,9 @@ from jaxctc._core import checks
 from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import Alphabet, require_space, vocabulary_of, written
 from jaxctc.adapters.pyctcdecode.language_model import LanguageModel, visible_names
-from jaxctc.decoding.arpa import WordNGrams, WordState
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
 from jaxctc.decoding.memory import MAX_BYTES
+from jaxctc.decoding.ngram_models import WordNGrams, WordState
 from jaxctc.decoding.ragged_search import Found, align, search
 from jaxctc.decoding.words import WholeWords, whole_words
 from jaxctc.text import Vocabulary

@@ -16,9 +16,10 @@ import numpy as np
 from jaxctc._core import checks
 from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import MARK
-from jaxctc.decoding.arpa import WordNGrams, read_ngrams, word_ngrams
+from jaxctc.decoding.arpa import read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
 from jaxctc.decoding.memory import MAX_BYTES, Memory
+from jaxctc.decoding.ngram_models import WordNGrams
 from jaxctc.decoding.words import WeightedWords
 from jaxctc.text import Vocabulary
 
