@@ -28,6 +28,9 @@ or 1, where the address is one of process 0. What is not given comes from the en
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; under Slurm, Open MPI and their like
 `--coordinator` is enough. When a process dies, the others stop within two minutes (JAX's patience
 with its heartbeat), and all are to be started again.
+
+What to try next: your own features and labels in `share_of_lines`, with buckets by their lengths
+(docs/scaling.md); `--compile-for` with their numbers first.
 """
 
 import argparse
@@ -123,7 +126,9 @@ def evaluation_batches(split: str, lines: int, trainer: Trainer) -> list[jaxctc.
 
 def error_rate(trainer: Trainer, learned: Any, batches: list[jaxctc.PaddedBatch]) -> float:
     """Errors per digit, of the best paths."""
-    counts = [trainer.count_errors(learned, batch) for batch in batches]
+    # One batch at a time: programs of several CPU devices that wait for each other in the threads
+    # of one pool may wait forever.
+    counts = [jax.block_until_ready(trainer.count_errors(learned, batch)) for batch in batches]
     return float(functools.reduce(operator.add, counts).rate)
 
 
