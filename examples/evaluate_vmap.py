@@ -9,7 +9,7 @@ and the devices meet once: to add up their error counts. Run it with
     python examples/evaluate_vmap.py
     JAX_NUM_CPU_DEVICES=2 python examples/evaluate_vmap.py   # the same figures
 
-What to try next: a language model in the beam (decode.py), or your own network in place of `Reader`.
+What to try next: a language model in the beam (decode.py); your own network in place of `Reader`.
 """
 
 import functools
