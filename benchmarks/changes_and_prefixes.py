@@ -20,8 +20,8 @@ import jaxctc
 from benchmarks.published import Rows, published_start, published_step
 from benchmarks.timing import Timing, in_words, machine, measure, positive, table
 
-FRAMES, CLASSES, BEAM, CANDIDATES = 850, 500, 10, 20
-"""34 seconds of 40 ms, word pieces, and what an attention decoder proposes."""
+FRAMES, CLASSES, BEAM, CANDIDATES, WINDOW = 850, 500, 10, 20, 100
+"""34 seconds of 40 ms, word pieces, what an attention decoder proposes, and 4 seconds."""
 CHANGED_FRAMES, CHANGED_LABELS, CHANGED_CLASSES = 400, 40, 40
 """A sentence of phonemes."""
 
@@ -44,9 +44,11 @@ def decoding_steps(repeats: int) -> dict[str, Timing]:
     empty = jaxctc.prefix_scores_init(logits, None, beam_width=BEAM)
     state = jaxctc.prefix_scores_select(empty, jnp.asarray(tokens[:, 1]))
 
-    @jax.jit
-    def step(state: jaxctc.PrefixState, tokens: jax.Array | None) -> tuple:
-        scores = jaxctc.prefix_scores(state, tokens)
+    @functools.partial(jax.jit, static_argnames="window")
+    def step(
+        state: jaxctc.PrefixState, tokens: jax.Array | None, window: int | None = None
+    ) -> tuple:
+        scores = jaxctc.prefix_scores(state, tokens, window=window)
         after = jaxctc.prefix_scores_select(state, chosen, parents)
         return scores.token[0, -1], scores, after
 
@@ -66,6 +68,12 @@ def decoding_steps(repeats: int) -> dict[str, Timing]:
     calls = {
         f"jaxctc, all {CLASSES} tokens": lambda: jax.block_until_ready(step(state, None)),
         f"jaxctc, {CANDIDATES} tokens": lambda: jax.block_until_ready(step(state, candidates)),
+        f"all {CLASSES} tokens, window {WINDOW}": lambda: jax.block_until_ready(
+            step(state, None, WINDOW)
+        ),
+        f"{CANDIDATES} tokens, window {WINDOW}": lambda: jax.block_until_ready(
+            step(state, candidates, WINDOW)
+        ),
         f"as published, {CANDIDATES} tokens": published,
     }
     with tqdm(total=len(calls) * (repeats + 1), unit="call") as bar:

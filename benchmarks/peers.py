@@ -94,7 +94,7 @@ def _lengths(paddings: np.ndarray) -> np.ndarray:
 
 
 def _torch(batch: Batch, task: str) -> Prepared:
-    """PyTorch's own kernels: labels in two dimensions, as loaders have them, rule out cuDNN's."""
+    """PyTorch's own kernels: it takes cuDNN's only where no frame of the batch is padded."""
     torch: Any = importlib.import_module("torch")
     is_on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     device = torch.device("cuda" if is_on_gpu else "cpu")

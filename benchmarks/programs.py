@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import jaxctc
 from jaxctc._core.changes import LEAST_CLASSES
-from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch
+from jaxctc.adapters import dandelion, keras, lucid, returnn, theano, torch, torchaudio
 from jaxctc.adapters import frame_objectives as entrywise
 from jaxctc.adapters import optax as like_optax
 
@@ -166,6 +166,11 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
     def with_priors(logits: Any, *rest: Any) -> Any:
         return loss(logits, *rest[:3], label_priors=rest[3], **wildcard)
 
+    bias = (*ctc, ShapeDtypeStruct((sizes.batch, sizes.frames, sizes.labels), jnp.float32))
+
+    def biased(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a: function(*a[:4], label_bias=a[4])
+
     hidden, width = jaxctc.ctc_loss_from_hidden, 64
     layer = (
         ShapeDtypeStruct((sizes.batch, sizes.frames, width), jnp.float32),
@@ -187,11 +192,15 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
         "ctc_loss (label_loop=False), gradient": (grad(with_options(loss, label_loop=False)), ctc),
         "ctc_loss (wildcard, priors)": (with_priors, priors),
         "ctc_loss (wildcard, priors), gradient": (grad(with_priors, (0, 4)), priors),
+        "ctc_loss (label_bias)": (biased(loss), bias),
+        "ctc_loss (label_bias), gradient": (grad(biased(loss), (0, 4)), bias),
         "ctc_loss_from_hidden": (hidden, (*layer, *ctc[1:])),
         "ctc_loss_from_hidden, gradient": (grad(hidden, (0, 1, 2)), (*layer, *ctc[1:])),
         "forced_align": (jaxctc.forced_align, ctc),
         "forced_align, spans alone": (lambda *a: jaxctc.forced_align(*a)[:3], ctc),
         "forced_align (wildcard)": (with_options(jaxctc.forced_align, **wildcard), ctc),
+        "forced_align (label_bias)": (biased(jaxctc.forced_align), bias),
+        "posteriors (label_bias)": (biased(jaxctc.posteriors), bias),
         "forced_align, gradient of the score": (
             grad(lambda *a: jaxctc.forced_align(*a).score),
             ctc,
@@ -269,6 +278,10 @@ def _of_decoding(sizes: Sizes) -> Entries:
             with_options(search, blank_threshold=0.95),
             (logits, padded),
         ),
+        "prefix_beam_search (beam_threshold)": (
+            with_options(search, beam_threshold=10.0),
+            (logits, padded),
+        ),
         "prefix_beam_search (hot_words)": (with_options(search, hot_words=words), (logits, padded)),
         "prefix_beam_search (lexicon)": (
             lambda logits, padded, lexicon: search(logits, padded, lexicon=lexicon),
@@ -279,6 +292,7 @@ def _of_decoding(sizes: Sizes) -> Entries:
             (logits, padded),
         ),
         "prefix_scores": (jaxctc.prefix_scores, (prefixes,)),
+        "prefix_scores (window)": (with_options(jaxctc.prefix_scores, window=64), (prefixes,)),
         "prefix_scores (tokens)": (jaxctc.prefix_scores, (prefixes, candidates)),
         "prefix_scores_select": (jaxctc.prefix_scores_select, (prefixes, beam, beam)),
         "beam_step": (jaxctc.beam_step, (state, logits, padded)),
@@ -405,6 +419,10 @@ def _of_adapters(sizes: Sizes) -> Entries:
         "adapters.returnn.edit_distance": (
             returnn.edit_distance,
             (labels, counts, labels, counts),
+        ),
+        "adapters.torchaudio.forced_align": (
+            torchaudio.forced_align,
+            (logits, labels, counts, counts),
         ),
         "adapters.keras.ctc_loss, gradient": (
             grad(lambda output, target, n, t: keras.ctc_loss(target, output, n, t)),

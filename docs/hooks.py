@@ -62,7 +62,7 @@ class Names(Preprocessor):
 
 
 class Links(Extension):
-    """Adds `Names` behind the extension that takes fenced code away."""
+    """Adds `Names` after the extension that takes fenced code away."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         """As Python-Markdown asks for it."""

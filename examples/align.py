@@ -10,6 +10,10 @@ CTC alone makes a digit a peak of a frame or two, since blanks explain the rest 
 priors (`ctc_loss(..., label_priors=...)`) take away what the blank gains by being frequent, and the
 digits spread over the columns they are on; `--prior-scale 0` shows the difference. They come in
 once the network has begun to read: before, there is nothing to spread.
+
+What to try next: `python -m jaxctc align` on the first line, which `--output` keeps as files
+(examples/README.md has the command); then the words of a recording, by `train_speech.py` and
+`align_speech.py`.
 """
 
 import argparse
@@ -31,6 +35,7 @@ import jaxctc
 
 matplotlib.use("Agg")  # draws to files, with or without a screen
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WILDCARD = CLASSES
@@ -125,25 +130,33 @@ def draw(lines: Lines, found: jaxctc.Alignment, shares: jaxctc.Posteriors, figur
     """For each line: the image with the frames of each digit, and posteriors with the path."""
     rows = figure.subplots(SHOWN, 1)
     for line, ax in enumerate(rows):
-        alignment, posteriors = jax.tree.map(lambda part, line=line: part[line], (found, shares))
-        jaxctc.plot_alignment(
-            alignment,
-            lines.labels[line],
-            lines.label_paddings[line],
-            posteriors=posteriors,
-            signal=lines.images[line][~lines.image_paddings[line]],
-            names=[*NAMES, "*"],
-            ax=ax,
-        )
-        in_use = ~lines.label_paddings[line]
-        for edge in (*lines.starts[line, in_use] - 0.5, *lines.ends[line, in_use] + 0.5):
-            ax.child_axes[0].axvline(edge, color="black", linewidth=0.7, linestyle=":")
+        draw_line(line, lines, found, shares, ax)
         ax.set_xlabel("")
     rows[-1].set_xlabel(
         "frame (image column); brightness: posterior of each digit; white: the best alignment\n"
         "above: frames of each digit in colour, dotted lines where it was written; "
         "in the last line the transcript has * for two digits"
     )
+
+
+def draw_line(
+    line: int, lines: Lines, found: jaxctc.Alignment, shares: jaxctc.Posteriors, ax: Axes
+) -> None:
+    """One of them, with dotted lines where each digit was written."""
+    alignment, posteriors = jax.tree.map(lambda part: part[line], (found, shares))
+    jaxctc.plot_alignment(
+        alignment,
+        lines.labels[line],
+        lines.label_paddings[line],
+        posteriors=posteriors,
+        signal=lines.images[line][~lines.image_paddings[line]],
+        names=[*NAMES, "*"],
+        ax=ax,
+    )
+    above, in_use = ax.child_axes[0], ~lines.label_paddings[line]
+    assert isinstance(above, Axes)  # of the image
+    for edge in (*lines.starts[line, in_use] - 0.5, *lines.ends[line, in_use] + 0.5):
+        above.axvline(edge, color="black", linewidth=0.7, linestyle=":")
 
 
 def with_a_wildcard(lines: Lines, line: int) -> Lines:
@@ -181,9 +194,13 @@ def main() -> None:
     if arguments.output is not None:
         shown = with_a_wildcard(lines, SHOWN - 1)
         figure = plt.figure(figsize=(12, 3.2 * SHOWN), layout="constrained")
-        draw(shown, *align(model, shown, priors), figure)
+        aligned = align(model, shown, priors)
+        draw(shown, *aligned, figure)
         path = arguments.output / "alignment.png"
         figure.savefig(path, dpi=110)
+        figure = plt.figure(figsize=(10, 3.3), layout="constrained")
+        draw_line(0, shown, *aligned, figure.subplots())
+        figure.savefig(arguments.output / "line.png", dpi=110)
         save_first_line(model, lines, priors, arguments.output)
         print(f"picture: {path}")
 

@@ -12,6 +12,9 @@ run
 with `--minutes 60` for an hour, in which the prompts come again and again. Every tenth line of the
 text is then left out, replaced by a wrong one, and replaced by a wildcard: what does that do to the
 lines beside it?
+
+What to try next: open the subtitles beside the recording in a player; `python -m jaxctc align` does
+the same with scores of any network, from a `.npy` file and a text.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What the examples ask of their command lines, answered in one line where it is not met."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,13 +31,25 @@ def seed(text: str) -> int:
 
 def share(text: str) -> float:
     """An option's value from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
     return value
+
+
+def rate(text: str) -> float:
+    """An option's value above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _integer(text: str, least: int, kind: str) -> int:

@@ -16,6 +16,10 @@ What the models are worth is chosen on validation lines, of other scans and othe
 the recurring ones). Run it with
 
     python examples/decode.py --output out
+
+What to try next: `--steps 750`, which leaves the decoders less to correct; the n-gram that
+`--output` keeps, in an editor: change a probability and read it again by `jaxctc.read_arpa`;
+`joint_decoding.py`.
 """
 
 import argparse

@@ -8,6 +8,9 @@ worth what the decoder says of it and what CTC says of all that begins so
 (`jaxctc.prefix_scores`). How much CTC counts is chosen on validation lines. Run it with
 
     python examples/joint_decoding.py
+
+What to try next: `--steps 250`, when neither reader is any good alone and both together are better;
+`decode.py`, where a language model takes the place of the attention decoder.
 """
 
 import argparse

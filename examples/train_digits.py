@@ -5,6 +5,10 @@ digits. Nothing tells it which column shows which digit: `jaxctc.ctc_loss` sums 
 in which the digits of a line can lie on its columns. Run it with
 
     python examples/train_digits.py --output out
+
+What to try next: `--steps 2000`, and see whether the worst lines get better; `decode.py`, where a
+beam and a language model correct what the network gets wrong; `align.py`, which finds where each
+digit stands.
 """
 
 import argparse
@@ -145,6 +149,7 @@ def train(scans: Scans, validation: Lines, arguments: argparse.Namespace) -> tup
     model, optimizer = new_reader(arguments.seed, arguments.steps)
     curves = Curves([], [], [])
     with tqdm(range(1, arguments.steps + 1), unit="step", mininterval=0.5) as bar:
+        bar.set_postfix_str("compiling …")
         for step in bar:
             lines = make_lines(scans, arguments.batch_size, rng)
             curves.losses.append(float(train_step(model, optimizer, lines)))
@@ -163,10 +168,16 @@ def evaluation_lines(split: str, batches: int) -> Lines:
     return Lines(*(part.reshape(batches, EVALUATION_BATCH, *part.shape[1:]) for part in lines))
 
 
+def shown_lines(errors: np.ndarray) -> list[int]:
+    """The first lines, and of the others the one with most errors."""
+    first = list(range(SHOWN - 1))
+    return [*first, len(first) + int(errors[len(first) :].argmax())]
+
+
 def draw(model: Reader, curves: Curves, lines: Lines, path: Path) -> None:
-    """The curves, and a few lines, the worst among them, with what the network saw in each."""
+    """The curves; the first lines, and of the others the worst, with what the network saw."""
     probabilities, decoded, errors = map(np.asarray, read(model, lines))
-    chosen = [*range(SHOWN - 1), int(errors.argmax())]
+    chosen = shown_lines(errors)
 
     figure = plt.figure(figsize=(12, 3 + 2.6 * SHOWN), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2.6 * SHOWN], squeeze=False)[:, 0]

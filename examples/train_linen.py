@@ -9,6 +9,9 @@ whichever batch it is. The network keeps every second column, and passes on the 
 has kept: those are the ones that the loss and the decoder need. Run it with
 
     python examples/train_linen.py
+
+What to try next: `--lines 1024 --epochs 32`, which makes as many steps from a quarter of the lines;
+`train_sharded.py`, which spreads a batch over many devices.
 """
 
 import argparse

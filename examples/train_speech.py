@@ -13,6 +13,9 @@ the training texts. Run it with
 where `--output` keeps a picture, the n-gram and the network, which `align_speech.py` goes on with.
 `--prior-scale` takes off what the blank gains by being frequent, so that letters are no peaks;
 `--consistency` adds the divergence between two masked views of the same sound (CR-CTC).
+
+What to try next: `align_speech.py`, which finds when each word is said; your own recordings, which
+need prompts and texts as `telephone_prompts.py` returns them.
 """
 
 import argparse

@@ -14,7 +14,7 @@ Axis letters, everywhere:
     W   beam
     L   places for decoded labels
 
-A batch may lie on several devices, without a word between them: under `jit`, in arrays that are
+A batch may lie on several devices, which exchange nothing: under `jit`, in arrays that are
 sharded along a batch axis, or within `jax.shard_map` (beams, and meshes of explicit axes, belong
 there). `ctc_loss` can also have its classes on several devices.
 
@@ -41,6 +41,7 @@ from jaxctc.decoding.greedy import Hypotheses, collapse, greedy_decode, segment_
 from jaxctc.decoding.language_models import CustomModel, hot_words
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon, read_lexicon
 from jaxctc.decoding.prefixes import Prefixes
+from jaxctc.decoding.spelt_words import Spellings, read_spellings
 from jaxctc.frame_losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -90,8 +91,8 @@ from jaxctc.spans import Span, WordSpans, group_spans, timed_spans, word_spans
 from jaxctc.substitutions import insertion_scores, substitution_scores
 from jaxctc.subtitles import format_spans, write_spans
 from jaxctc.text import EncodedText, Vocabulary
-
-__version__ = "0.1.1"
+from jaxctc.versions import __version__ as __version__
+from jaxctc.versions import show_versions
 
 __all__ = [
     "Alignment",
@@ -110,6 +111,7 @@ __all__ = [
     "PrefixState",
     "Prefixes",
     "Span",
+    "Spellings",
     "StateLogProbs",
     "TokenNGrams",
     "Vocabulary",
@@ -162,10 +164,12 @@ __all__ = [
     "purpose_loss",
     "read_arpa",
     "read_lexicon",
+    "read_spellings",
     "reduce_loss",
     "required_frames",
     "sample_alignments",
     "segment_means",
+    "show_versions",
     "smoothing_penalty",
     "substitution_scores",
     "timed_spans",

@@ -192,12 +192,12 @@ def _search(
     """A beam search in chunks of one shape, so that it is compiled once."""
     models: dict[str, Any] = {}
     if options.arpa is not None:
-        separator = vocabulary.separator_id
+        separator, limit = vocabulary.separator_id, options.max_bytes
         names = vocabulary.tokens
         models["language_model"] = (
-            read_arpa(options.arpa, names)
+            read_arpa(options.arpa, names, max_bytes=limit)
             if separator is None
-            else read_arpa(options.arpa, names, separator=separator)
+            else read_arpa(options.arpa, names, separator=separator, max_bytes=limit)
         )
     if options.hot_words is not None:
         models["hot_words"] = hot_words(*_hot_words(options, vocabulary))
@@ -321,14 +321,18 @@ def _array(command: str, path: Path) -> Float[np.ndarray, "..."]:
     """Real numbers from a file, as float32."""
     requirement = "be an array in NumPy's .npy format"
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):  # the first also for what only pickle could read
-        checks.fail(command, str(path), requirement, "something else")
-    if not isinstance(array, np.ndarray):
+        # A map takes no memory, whatever shape the file claims to have.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OverflowError):  # the first also for what only pickle could read
+        checks.fail(command, str(path), requirement, "something else, or a part of one")
+    if not isinstance(array, np.memmap):
         checks.fail(command, str(path), requirement, "an archive of several")
+    rest = path.stat().st_size - array.offset - array.nbytes
+    if rest:
+        checks.fail(command, str(path), "hold one array", f"{rest} bytes more, after its end")
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         checks.fail(command, str(path), "hold real numbers", array.dtype)
-    return array.astype(np.float32)
+    return np.array(array, np.float32)
 
 
 def _priors(path: Path | None, vocabulary: Vocabulary) -> Float[np.ndarray, " K"] | None:

@@ -19,6 +19,7 @@ from jaxctc._core.emissions import (
     build_lattice,
     in_given_order,
     mask_scores,
+    packed_bias,
     prepare_inputs,
 )
 from jaxctc._core.frames import MAX_RESIDENT_BYTES
@@ -65,6 +66,7 @@ def forced_align(
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
     label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
+    label_bias: Float[ArrayLike, "*B T N"] | None = None,
     checkpoint_every: int | None = None,
     band: int | None = None,
 ) -> Alignment:
@@ -81,7 +83,7 @@ def forced_align(
       wildcard_id: as there. On the best path, a frame in a wildcard's gap is absorbed where that
         costs less than the blank. The wildcard's frames run from the first such one to the last;
         blanks between them belong to it, and cost no penalty.
-      wildcard_penalty: as there.
+      wildcard_penalty, label_bias: as there. The score of the path counts its biases.
       label_log_weights: as there. The best path takes one alternative of each label, whose weight
         the score includes, and whose frames the confidence is about. Not with `band`; memory for
         confidences is always that of a number per frame and alternative.
@@ -133,6 +135,7 @@ def forced_align(
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
         label_log_weights=label_log_weights,
+        label_bias=label_bias,
     )
     if checkpoint_every is not None:
         checkpoint_every = checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
@@ -244,9 +247,14 @@ def _occupancies_along(
     of_place = found.label
     if found.wildcard is not None:
         of_place = jnp.concatenate([of_place, found.wildcard], axis=-1)
-    column = lax.broadcasted_iota(jnp.int32, of_place.shape, of_place.ndim - 1)
-    is_here = column == broadcast(places[..., None], of_place.shape)
-    return jnp.sum(select(is_here, of_place, 0), axis=-1)
+    return _picked(of_place, places)
+
+
+def _picked(values: Float[Array, "*B T P"], places: Int[Array, "*B T"]) -> Float[Array, "*B T"]:
+    """The value at a place of its own in every frame; 0 for no place."""
+    column = lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    is_here = column == broadcast(places[..., None], values.shape)
+    return jnp.sum(select(is_here, values, 0), axis=-1)
 
 
 def _largest(
@@ -278,6 +286,9 @@ def _score(
         if config.logits_normalized:
             wildcard += lattice.problem.frame_max
         scores = jnp.where(paths.absorbed[..., 0, :], wildcard, scores)
+    if masked.label_bias is not None:
+        bias = packed_bias(masked.label_bias, lattice.is_own)
+        scores += _picked(bias, _places(lattice, paths))
     scores = jnp.where(inputs.is_frame, scores - log_sum, jnp.zeros_like(scores))
     score = sum_over_frames(scores)
     score = jnp.where(found, score, jnp.full_like(score, -jnp.inf))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NoReturn
 
+from jaxctc.decoding.memory import MAX_BYTES
 from jaxctc.subtitles import FORMATS
 
 
@@ -75,6 +76,8 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
     add("--beam-width", type=_count, default=16, help="how many prefixes to keep (default: 16)")
     add("--best", type=_count, default=1, metavar="N", help="how many to give (default: 1)")
     add("--arpa", type=Path, help="n-grams of words, or of tokens if there is no separator")
+    most = f"the most memory to read them in (default: {MAX_BYTES})"
+    add("--max-bytes", type=_count, default=MAX_BYTES, metavar="BYTES", help=most)
     add("--lm-weight", type=_number, default=1.0, help="factor of their log-probabilities")
     add("--length-bonus", type=_number, default=0.0, help="nats per label (default: 0)")
     add("--hot-words", type=Path, help="a phrase a line, a tab and a bonus after it if you like")

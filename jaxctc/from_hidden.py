@@ -156,11 +156,10 @@ def _forward(config: _Config, layer: _Layer, targets: _Targets):
     inputs = Inputs(Scores(log_probs, None), targets.is_frame, labels, targets.is_label)
     few = Config(0, True, config.label_loop, implementation=config.implementation)
     refuse_unsupported("ctc_loss_from_hidden", few, inputs)
-    loss, scores = loss_and_gradient(few, inputs)
-    gradient = scores.logits
+    loss, slopes = loss_and_gradient(few, inputs)
     # Rounding can take it below 0: here the few log-probabilities are rounded.
     loss = jnp.where(loss < 0, jnp.zeros_like(loss), loss)
-    return loss, (layer, targets, places, normalizer, gradient, loss != jnp.inf)
+    return loss, (layer, targets, places, normalizer, slopes.logits, loss != jnp.inf)
 
 
 def _backward(config: _Config, kept, cotangent: Float[Array, "*B"]):

@@ -42,6 +42,7 @@ def ctc_loss(
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
     label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
+    label_bias: Float[ArrayLike, "*B T N"] | None = None,
     vocab_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B"]:
@@ -89,6 +90,11 @@ def ctc_loss(
         make the example NaN. The gradient is minus the probability that the alternative was
         taken. Not with `wildcard_id`, `vocab_axis_name` or a kernel; `required_frames` and
         `is_feasible` know no alternatives. The gradient takes memory for T · N · A numbers.
+      label_bias: nats added to an alignment for every frame that it gives to a label, `[*B, T, N]`,
+        in the places where frames and labels are given; -inf where a label may not be. Blanks have
+        none. What stands at padded frames and labels has no influence. The loss may be negative;
+        its gradient with respect to the bias is minus the occupancy, `-posteriors(…).label`. Not
+        with `wildcard_id`.
       vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are
         spread over, in their order and in equal parts (fill up with -inf logits). `logits` and
         `label_priors` then hold the classes of one device, and everything else is the same on
@@ -97,22 +103,23 @@ def ctc_loss(
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
       implementation: static; which schedule of the recursion computes the loss. "xla" is plain
         operations, for every platform; "pallas" is a kernel for TPUs and one for NVIDIA GPUs
-        from the H100 on, which compute in float32, know no wildcards, and have not run on a
-        device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with a
-        warning), and on no other platform, but in a program that is exported for several. None
+        from the H100 on, which compute in float32, know no wildcards and no biases, and have not
+        run on a device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with
+        a warning), and on no other platform, but in a program that is exported for several. None
         leaves the choice to the library, which is "xla" today. Values agree to rounding.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
       cost `-Σ log p(blank)`, and 0 without frames. Where no alignment exists (see
-      `is_feasible`: too few frames, or a label that is the blank or no class; or -inf logits
-      on every alignment) it is `inf`, with gradient exactly 0. NaN or +inf in a frame in use
-      makes the loss and the gradient of that example NaN, and of no other; in a padded frame
+      `is_feasible`: too few frames, or a label that is the blank or no class; or -inf logits or
+      biases on every alignment) it is `inf`, with gradient exactly 0. NaN or +inf in a frame in
+      use makes the loss and the gradient of that example NaN, and of no other; in a padded frame
       it has no influence.
 
     Raises:
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
-        `log_epsilon` is not one number, `wildcard_id` is negative or the blank,
+        `log_epsilon` is not one number, `wildcard_id` is negative or the blank, or comes with a
+        `label_bias`,
         `vocab_axis_name` does not name an axis that `jax.shard_map` knows the classes to vary
         over, `implementation` is not known or cannot do what it is asked for.
 
@@ -121,6 +128,12 @@ def ctc_loss(
 
       >>> ctc_loss(jnp.zeros((2, 2)), None, jnp.array([1]), None).round(4)
       Array(0.2877, dtype=float32)
+
+      Kept out of the first frame, the label is left with one of them:
+
+      >>> window = jnp.array([[-jnp.inf], [0.0]])
+      >>> ctc_loss(jnp.zeros((2, 2)), None, jnp.array([1]), None, label_bias=window).round(4)
+      Array(1.3863, dtype=float32)
 
       A wildcard alone explains anything:
 
@@ -163,6 +176,7 @@ def ctc_loss(
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
         label_log_weights=label_log_weights,
+        label_bias=label_bias,
         vocab_axis_name=vocab_axis_name,
         implementation=implementation,
     )

@@ -178,6 +178,7 @@ def posteriors(
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
     label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
+    label_bias: Float[ArrayLike, "*B T N"] | None = None,
     implementation: str | None = None,
 ) -> Posteriors:
     r"""How likely it is, given the labels, that a frame belongs to each of them or is a blank.
@@ -191,8 +192,7 @@ def posteriors(
     Args:
       logits, logit_paddings, labels, label_paddings: as of `jaxctc.ctc_loss`.
       blank_id, logits_normalized, label_loop, label_priors, prior_scale: as there.
-      wildcard_id, wildcard_penalty, implementation: as there.
-      label_log_weights: as there.
+      wildcard_id, wildcard_penalty, label_bias, label_log_weights, implementation: as there.
 
     Returns:
       `(blank, label)`, differentiable, labels in the places where they were given. Blank and
@@ -228,6 +228,7 @@ def posteriors(
         wildcard_id=wildcard_id,
         wildcard_penalty=wildcard_penalty,
         label_log_weights=label_log_weights,
+        label_bias=label_bias,
         implementation=implementation,
     )
     found = _posteriors(config, inputs)
@@ -420,8 +421,8 @@ def state_log_probs(
 ) -> StateLogProbs:
     """log alpha or log beta of all frames, NaN throughout where the loss is."""
     lattice = build_lattice(inputs, config)
-    log_normalizer = jnp.moveaxis(lattice.log_normalizer, -1, 0)
-    offsets = -lax.cumsum(log_normalizer, axis=0, reverse=backward)[..., None]
+    log_excess = jnp.moveaxis(lattice.log_excess, -1, 0)
+    offsets = -lax.cumsum(log_excess, axis=0, reverse=backward)[..., None]
     factor = nan_where(lattice.has_nan, offsets)[None, ..., None]
     found = rows(
         lattice.problem,

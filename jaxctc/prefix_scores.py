@@ -17,13 +17,10 @@ which needs no recursion at all. The rows of g·c need one,
     label_{t+1}  = y_{t+1}(c) · (label_t + before_t(c))
     blank_{t+1}  = y_{t+1}(blank) · (blank_t + label_t)
 
-but each line alone is x_{t+1} = a_t · x_t + b_t, and such steps can be joined in any order: log T
-rounds instead of T steps (Hillis and Steele 1986, "Data parallel algorithms"; Blelloch 1990,
-"Prefix sums and their applications", section 1.4).
+but each line alone takes log T rounds instead of T steps (`rounds`).
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +32,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.derivatives import nan_where
-from jaxctc._core.lean import broadcast, reverse, select, take_one
+from jaxctc._core.frame_sums import likeliest_frames, shape_of, sum_of_all, sum_of_window
+from jaxctc._core.lean import broadcast, reverse, select
 from jaxctc._core.normalizer import (
     at_least_float32,
     mask_padding,
@@ -43,6 +41,7 @@ from jaxctc._core.normalizer import (
     safe_max,
     sum_over_frames,
 )
+from jaxctc._core.rounds import products, steps
 from jaxctc._core.semirings import LOG, WIDE, Number, Semiring, Wide
 
 
@@ -53,6 +52,8 @@ class PrefixState(NamedTuple):
     """[*B, T, K]: of each class in each frame; zero for the blank and in padded frames."""
     blank_emissions: Any
     """[*B, T]: of the blank; one in padded frames."""
+    label_emissions: Any
+    """[*B, T]: of all other classes together; zero in padded frames."""
     tails: Any
     """[*B, T+1]: everything that may come after so many frames."""
     offset: Float[Array, "*B"]
@@ -133,7 +134,10 @@ def prefix_scores_init(
 
 
 def prefix_scores(
-    state: PrefixState, tokens: Int[ArrayLike, "*B W C"] | None = None
+    state: PrefixState,
+    tokens: Int[ArrayLike, "*B W C"] | None = None,
+    *,
+    window: int | None = None,
 ) -> PrefixScores:
     """Log-probability, for each next token, of all label sequences that begin so.
 
@@ -143,6 +147,11 @@ def prefix_scores(
     Args:
       state: of `prefix_scores_init` or `prefix_scores_select`.
       tokens: C candidates of each prefix, class ids; None is all K classes.
+      window: static number of frames. Of each prefix only so many count, those in which it is most
+        likely to go on: a peak, where the next label begins, and what is around it. What is summed
+        in other frames is missing from the scores of tokens, which so are never too high; `end` is
+        exact. On a CPU those frames cost nothing, elsewhere as much as ever. None counts all, as
+        a window of T does.
 
     Returns:
       `PrefixScores`, of the whole prefix and not of the last step alone: with the scores of all
@@ -151,7 +160,8 @@ def prefix_scores(
       NaN where a frame in use held NaN or +inf. `end` is `-ctc_loss` of the prefix.
 
     Raises:
-      ValueError: if `tokens` are no integers or do not have the axes of the state.
+      ValueError: if `tokens` are no integers or do not have the axes of the state; if `window` is
+        less than 1.
 
     Example:
       Of nine equally likely paths over two frames three spell 1 and nothing more, three 2, and
@@ -165,6 +175,11 @@ def prefix_scores(
       >>> (9 * jnp.exp(scores.token)).round(4).tolist(), (9 * jnp.exp(scores.end)).round(4).tolist()
       ([[0.0, 0.0, 1.0]], [3.0])
 
+      A first label 1 begins in the first frame of three paths, in the second frame of one:
+
+      >>> (9 * jnp.exp(prefix_scores(state, window=1).token)).round(4).tolist()
+      [[0.0, 3.0, 3.0]]
+
     References:
       See `prefix_scores_init`.
     """
@@ -175,7 +190,10 @@ def prefix_scores(
         if ids.shape[:-1] != state.last.shape:
             requirement = f"have shape [*B, W, C] with [*B, W] = {state.last.shape}, as in state"
             checks.fail(function, "tokens", requirement, ids.shape)
-    return _scores(state, ids)
+    if window is not None:
+        window = checks.count(function, "window", window, least=1)
+        window = None if window >= state.is_frame.shape[-1] else window
+    return _scores(window, state, ids)
 
 
 def prefix_scores_select(
@@ -252,12 +270,14 @@ def _first_state(
     of_blank = _where(is_frame, _column(weights, blank), semiring.one)
     is_label = jnp.arange(scores.shape[-1], dtype=jnp.int32) != blank
     is_label = is_frame[..., None] & jnp.expand_dims(is_label, range(scores.ndim - 1))
-    only_blanks = _products(of_blank, semiring)
-    shape = (*_shape(only_blanks)[:-1], width, is_frame.shape[-1] + 1)
+    labels = semiring.mask(is_label, weights)
+    only_blanks = products(of_blank, semiring)
+    shape = (*shape_of(only_blanks)[:-1], width, is_frame.shape[-1] + 1)
     return PrefixState(
-        emissions=semiring.mask(is_label, weights),
+        emissions=labels,
         blank_emissions=of_blank,
-        tails=_backwards(_products(_backwards(sums), semiring)),
+        label_emissions=semiring.normalize(semiring.sum(labels)),
+        tails=_backwards(products(_backwards(sums), semiring)),
         offset=sum_over_frames(select(is_frame, offset, 0)),
         is_frame=is_frame,
         is_nan=jnp.any(~(largest + (0 if log_sum is None else log_sum) < jnp.inf) & is_frame, -1),
@@ -269,12 +289,14 @@ def _first_state(
     )
 
 
-@jax.jit
-def _scores(state: PrefixState, tokens: Int[Array, "*B W C"] | None) -> PrefixScores:
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(
+    window: int | None, state: PrefixState, tokens: Int[Array, "*B W C"] | None
+) -> PrefixScores:
     semiring = _semiring_of(state)
-    classes = _shape(state.emissions)[-1]
+    classes = shape_of(state.emissions)[-1]
     once, again = _before(state, semiring)
-    shape = _shape(once)
+    shape = shape_of(once)
     tails = jax.tree.map(lambda part: broadcast(part[..., None, 1:], shape), state.tails)
     once, again = semiring.times(once, tails), semiring.times(again, tails)
     if tokens is None:
@@ -284,9 +306,13 @@ def _scores(state: PrefixState, tokens: Int[Array, "*B W C"] | None) -> PrefixSc
         ids = tokens
         emissions = _emissions_of(state, tokens)
     is_repeat = ids == state.last[..., None]
-    found = _sum_over_frames(once, emissions, semiring)
+    summed = sum_of_all
+    if window is not None:
+        starts = likeliest_frames(once, state.label_emissions, window, semiring)
+        summed = functools.partial(sum_of_window, starts, window)
+    found = summed(once, emissions, semiring)
     own = _emissions_of(state, state.last[..., None])
-    repeated = _sum_over_frames(again, own, semiring)
+    repeated = summed(again, own, semiring)
     scores = jnp.where(is_repeat, repeated, found)
     is_class = (ids >= 0) & (ids < classes)
     scores = select(broadcast(is_class, scores.shape), scores, -jnp.inf)
@@ -313,14 +339,14 @@ def _selected(
         rows = state.blank, state.label, state.last[..., None]
         blank, label, last = jax.tree.map(functools.partial(_rows_of, parents), rows)
         state = state._replace(blank=blank, label=label, last=last[..., 0])
-    shape = _shape(state.blank)
+    shape = shape_of(state.blank)
     once, again = _before(state, semiring)
     is_repeat = (tokens == state.last)[..., None]
     before = _where(is_repeat, again, once)
     y = jax.tree.map(lambda part: part[..., 0], _emissions_of(state, tokens[..., None]))
-    is_frame = broadcast(state.is_frame[..., None, :], _shape(y))
+    is_frame = broadcast(state.is_frame[..., None, :], shape_of(y))
     none = semiring.mask(jnp.zeros_like(is_frame), y)
-    label = _steps(
+    label = steps(
         _where(is_frame, y, semiring.one),
         _where(is_frame, semiring.times(y, before), none),
         semiring,
@@ -329,7 +355,7 @@ def _selected(
         lambda part: broadcast(part[..., None, :], is_frame.shape), state.blank_emissions
     )
     entering = semiring.times(y, _all_but_last(label))
-    blank = _steps(y, _where(is_frame, entering, none), semiring)
+    blank = steps(y, _where(is_frame, entering, none), semiring)
     stays = broadcast((tokens == -1)[..., None], shape)
     return state._replace(
         blank=_where(stays, state.blank, blank),
@@ -358,85 +384,8 @@ def _emissions_of(state: PrefixState, tokens: Int[Array, "*B W C"]) -> Number:
         return jnp.moveaxis(columns.reshape(*part.shape[:-1], width, count), -2, -3)
 
     found = jax.tree.map(one, state.emissions)
-    is_class = ((tokens >= 0) & (tokens < _shape(state.emissions)[-1]))[..., None, :]
-    return _semiring_of(state).mask(broadcast(is_class, _shape(found)), found)
-
-
-def _sum_over_frames(rows: Number, emissions: Number, semiring: Semiring) -> Float[Array, "*B W C"]:
-    """log Σ_t rows_t · emissions_t(c), for emissions of each prefix or, `[*B, 1, T, C]`, of all."""
-
-    def weighted(rows: Number, emissions: Number) -> Array:
-        shape = *_shape(rows), _shape(emissions)[-1]
-        rows = jax.tree.map(lambda part: broadcast(part[..., None], shape), rows)
-        emissions = jax.tree.map(lambda part: broadcast(part, shape), emissions)
-        return semiring.decode(semiring.sum(semiring.times(rows, emissions), axis=-2))
-
-    def one_by_one(rows: Number, emissions: Number) -> Array:
-        """What one prefix needs stays in the cache of a CPU."""
-        *batch, width, frames = _shape(rows)
-        shared = width // _shape(emissions)[-3]
-        rows = jax.tree.map(lambda part: part.reshape(-1, frames), rows)
-        emissions = jax.tree.map(lambda part: part.reshape(-1, *part.shape[-2:]), emissions)
-
-        def one(given: tuple[Number, Array]) -> Array:
-            row, example = given
-            take = functools.partial(take_one, index=example, axis=0)
-            return weighted(row, jax.tree.map(take, emissions))
-
-        places = jnp.arange(_shape(rows)[0], dtype=jnp.int32)
-        found = lax.map(one, (rows, lax.div(places, jnp.int32(shared))))
-        return found.reshape(*batch, width, found.shape[-1])
-
-    if 0 in (*_shape(rows), *_shape(emissions)):
-        return weighted(rows, emissions)
-    return lax.platform_dependent(rows, emissions, cpu=one_by_one, default=weighted)
-
-
-def _steps(factors: Number, more: Number, semiring: Semiring) -> Number:
-    """x of `x_{t+1} = factor_t · x_t + more_t` from zero on, `[*B, W, T+1]`."""
-
-    def join(first: Any, then: Any) -> Any:
-        factor, more = semiring.times(first[0], then[0]), semiring.times(first[1], then[0])
-        return semiring.normalize(factor), semiring.normalize(semiring.plus(more, then[1]))
-
-    _, found = _joined(join, (factors, more), (semiring.one, semiring.zero))
-    return _with_first(found, semiring.zero)
-
-
-def _products(numbers: Number, semiring: Semiring) -> Number:
-    """Of the first t numbers, `[*B, T+1]`."""
-
-    def join(first: Number, then: Number) -> Number:
-        return semiring.normalize(semiring.times(first, then))
-
-    return _with_first(_joined(join, numbers, semiring.one), semiring.one)
-
-
-def _joined(join: Callable[[Any, Any], Any], parts: Any, neutral: Any) -> Any:
-    """Every part joined to all before it along the last axis, in log T rounds.
-
-    In each round, stretches twice as long as before: more products than `lax.associative_scan` has,
-    but a loop, which compiles once, where that has a program of its own for every round.
-    """
-    size = jax.tree.leaves(parts)[0].shape[-1]
-
-    def next_round(parts: Any, distance: Array) -> tuple[Any, None]:
-        def before(part: Array, value: float | int) -> Array:
-            part = jnp.concatenate([lax.full_like(part, value), part], axis=-1)
-            return lax.dynamic_slice_in_dim(part, size - distance, size, axis=-1)
-
-        return join(jax.tree.map(before, parts, neutral), parts), None
-
-    rounds = (size - 1).bit_length()
-    distances = jnp.left_shift(jnp.int32(1), jnp.arange(rounds, dtype=jnp.int32))
-    return lax.scan(next_round, parts, distances)[0]
-
-
-def _with_first(row: Number, value: Number) -> Number:
-    def one(part: Array, value: float | int) -> Array:
-        return jnp.concatenate([lax.full_like(part[..., :1], value), part], axis=-1)
-
-    return jax.tree.map(one, row, value)
+    is_class = ((tokens >= 0) & (tokens < shape_of(state.emissions)[-1]))[..., None, :]
+    return _semiring_of(state).mask(broadcast(is_class, shape_of(found)), found)
 
 
 def _rows_of(parents: Int[Array, "*B V"], values: Shaped[Array, "*B W L"]) -> Array:
@@ -470,7 +419,3 @@ def _all_but_last(row: Number) -> Number:
 
 def _last_place(number: Number) -> Number:
     return jax.tree.map(lambda part: part[..., -1], number)
-
-
-def _shape(number: Number) -> tuple[int, ...]:
-    return jax.tree.leaves(number)[0].shape

@@ -136,7 +136,7 @@ class Vocabulary:
                 tokens = _from_json(json.loads(text))
             else:
                 tokens = _from_lines([line.removesuffix("\r") for line in text.split("\n")])
-        except ValueError as error:  # of UTF-8, of JSON or of ids
+        except (ValueError, RecursionError) as error:  # of UTF-8, of JSON or of ids
             checks.fail(function, os.fspath(path), "be a list of tokens", str(error))
         return cls(tokens, blank_id=blank_id, separator=separator)
 

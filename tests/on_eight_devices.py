@@ -289,6 +289,25 @@ class TestVocabularies:
         ours = spread(loss_and_gradients, specs)
         assert_equal(jax.jit(ours)(*arguments), jax.jit(loss_and_gradients)(*arguments))
 
+    def test_a_bias_and_its_gradient_are_the_same_everywhere(self, rng):
+        def loss_and_gradients(bias, logits, *rest, vocab_axis_name=None):
+            def losses(bias, logits):
+                options = {"label_bias": bias, "vocab_axis_name": vocab_axis_name}
+                return ctc_loss(logits, *rest, **options)
+
+            found, pullback = jax.vjp(losses, bias, logits)
+            return found, pullback(jnp.ones_like(found))
+
+        arguments = batch(rng, 40)
+        bias = rng.normal(size=(8, 12, 6)).astype(np.float32)
+        bias[:, 3, 0] = -np.inf
+        specs = {
+            "in_specs": (OF_EXAMPLES, *OF_LOSS["in_specs"]),
+            "out_specs": (OF_EXAMPLES, (OF_EXAMPLES, OF_CLASSES)),
+        }
+        ours = spread(loss_and_gradients, specs)
+        assert_equal(jax.jit(ours)(bias, *arguments), jax.jit(loss_and_gradients)(bias, *arguments))
+
     def test_what_devices_exchange_does_not_grow_with_the_classes(self, rng):
         """In every frame N + 1 scores, a maximum and two sums; the mean is the user's."""
         losses = spread(ctc_loss, OF_LOSS)

@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from scripts import EXAMPLES
 
 import jaxctc
 from benchmarks import ahead_of_time, kernel_schedules
@@ -40,6 +41,7 @@ from benchmarks.programs import (
     programs,
 )
 from benchmarks.shapes import SHAPES
+from jaxctc._core.kernels.gpu_layout import Layout
 
 IS_INSTALLED = all(map(ahead_of_time.is_installed, ("v5e", "h100")))
 pytestmark = [
@@ -101,6 +103,8 @@ KERNEL_MEMORY = {
     ("bpe1k", "posteriors (pallas)"): 132e6,
 }
 """Bytes that an H100 sets aside, nearly all of it for scores, states and occupancies of labels."""
+INSTRUCTIONS_PER_FRAME = {"char": (112, 130), "bpe1k": (200, 232)}
+"""Forward and backward, of the threads of an H100; for one or two labels in each thread."""
 EVERY_SHARDED_PROGRAM = [
     "ctc_loss, gradient of the mean",
     "ctc_loss (vocab_axis_name), gradient of the mean",
@@ -198,7 +202,57 @@ def cost_of_planted(target, function):
     return ahead_of_time.cost_for(target, function, arguments)
 
 
+@pytest.fixture
+def compile_for(monkeypatch):
+    """The module of the examples that compiles their training step."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    # It broadcasts and promotes as users' programs do.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield pytest.importorskip("compile_for", reason="needs the extra `examples`")
+
+
+def check_training(compile_for, machines, shape, kernel):
+    """Devices exchange what the step says they do, to the byte, and kernels run as they are."""
+    layers, width, batch, frames, labels, classes = 3, 64, 16, 64, 10, 40
+    plan = compile_for.Plan(
+        "digits", 16, classes, "sharded", "pallas", 1, "bfloat16", False, 1000, 1e-3
+    )
+    devices = compile_for.machines_of(machines)
+    bucket = compile_for.Bucket(batch * shape["data"], 2 * frames, labels)
+    report = compile_for.report_on(plan, shape, devices, bucket)
+    assert [name for name in report.kernels if name == kernel] == [kernel] * 2
+    assert {each.operation for each in report.exchanges} == {"all-reduce"}
+    found = {shape["data"]: 0, shape["model"]: 0}
+    for each in report.exchanges:
+        found[each.devices] += each.size * each.times
+    hidden, scores = 2 * batch * frames * width, 4 * batch * frames
+    norms = 4 * 13  # of the gradients of what is spread
+    assert found == {
+        # Gradients, the sum of the losses, and their number.
+        shape["data"]: report.parameters + 8,
+        # Four of a layer on the way there, four on the way back, and the head. In every frame a
+        # maximum, two sums, and N + 1 scores.
+        shape["model"]: (8 * layers + 1) * hidden + (labels + 4) * scores + norms,
+    }
+    assert report.optimizer >= 2 * report.parameters
+    assert compile_for.excess(report, devices) is None
+    room = compile_for.MEMORY[devices.target]
+    assert compile_for.excess(report._replace(temporaries=int(room)), devices) is not None
+    return report
+
+
 class TestTpu:
+    def test_training(self, compile_for):
+        report = check_training(compile_for, "v5e:4x4", {"data": 8, "model": 2}, "tpu_custom_call")
+        assert 0 < report.loss_cycles < report.cycles
+
+    def test_a_training_that_does_not_fit(self, compile_for):
+        device = jax.sharding.SingleDeviceSharding(ahead_of_time.devices("v5e")[0])
+        large = jax.ShapeDtypeStruct((5 * 2**30,), jnp.float32, sharding=device)
+        lowered = jax.jit(jnp.sin).trace(large).lower(lowering_platforms=("tpu",))
+        with pytest.raises(compile_for.DoesNotFit, match=r"^needs \S+G of \S+G bytes per device$"):
+            compile_for.fitting(lowered)
+
     @pytest.mark.parametrize(("name", "shape"), EVERY_PROGRAM_AND_SHAPE)
     def test_every_program(self, name, shape):
         check("v5e", shape, name)
@@ -262,6 +316,9 @@ class TestTpu:
 
 
 class TestGpu:
+    def test_training(self, compile_for):
+        check_training(compile_for, "h100x8", {"data": 4, "model": 2}, "mosaic_gpu_v2")
+
     @pytest.mark.parametrize(("name", "shape"), EVERY_PROGRAM_AND_SHAPE)
     def test_every_program(self, name, shape):
         check("h100", shape, name)
@@ -292,6 +349,12 @@ class TestGpu:
         assert cost.memory <= KERNEL_MEMORY[shape, name] + MEGABYTE
         jax.clear_caches()
 
+    def test_bytes(self):
+        """Of the gradient at bpe1k, where reading the logits twice and writing it take 393 MB."""
+        program = kernel_programs(Sizes(*SHAPES["bpe1k"].sizes))[GRADIENT]
+        compiled, _ = ahead_of_time.compile_for("h100", program.function, program.arguments)
+        assert ahead_of_time.bytes_moved(compiled.as_text()) <= 0.9e9
+
     def test_launches_do_not_grow_with_the_frames(self):
         sizes = Sizes(*SHAPES["char"].sizes)._replace(batch=2, frames=100_000)
         assert self.cost_of_kernel("ctc_loss (pallas), gradient", sizes).launches <= 40
@@ -304,15 +367,35 @@ class TestGpu:
     @pytest.mark.parametrize(("labels", "most"), [(60, 160), (1534, 255)])
     def test_registers(self, labels, most):
         """Of a thread, by ptxas: no number leaves them for memory."""
+        said = self.said_by_mosaic("PTXAS", Sizes(2, 4 * labels, labels, 64))
+        registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
+        spilled = re.findall(r"(\d+) bytes spill", said)
+        assert len(registers) == 2
+        assert max(registers) <= most
+        assert spilled == ["0"] * 4
+
+    @pytest.mark.parametrize("shape", INSTRUCTIONS_PER_FRAME)
+    def test_instructions(self, shape):
+        """Of a thread in a frame, by the loops of both kernels before ptxas sees them."""
+        sizes = Sizes(*SHAPES[shape].sizes)
+        kernels = self.said_by_mosaic("PTX", sizes).split(".visible .entry ")[1:]
+        loop = re.compile(r"(?s)\n(\$L\w+):\n(.*?)bra\s+\1;")
+        bodies = [body for kernel in kernels for _, body in loop.findall(kernel)]
+        instructions = [len(re.findall(r"(?m)^\t[@a-z].*;", body)) for body in bodies]
+        assert len(instructions) == 2
+        frames = [many / Layout.of(*sizes[:3]).block for many in instructions]
+        assert all(map(operator.le, frames, INSTRUCTIONS_PER_FRAME[shape])), frames
+
+    @staticmethod
+    def said_by_mosaic(what, sizes):
+        """What Mosaic prints of both kernels in a process that is told to; forward first."""
         program = (
             "from benchmarks import ahead_of_time, programs\n"
             "ahead_of_time.stay_on_the_cpu()\n"
-            f"sizes = programs.Sizes(2, 4 * {labels}, {labels}, 64)\n"
-            "program = programs.kernel_programs(sizes)['posteriors (pallas)']\n"
+            f"program = programs.kernel_programs(programs.{sizes!r})['posteriors (pallas)']\n"
             "ahead_of_time.compile_for('h100', program.function, program.arguments)"
         )
-        # What Mosaic prints then is what its assembler says of each kernel.
-        environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1"}
+        environment = os.environ | {f"MOSAIC_GPU_DUMP_{what}": "1"}
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -322,12 +405,7 @@ class TestGpu:
             text=True,
             check=True,
         )
-        said = done.stdout + done.stderr
-        registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
-        spilled = re.findall(r"(\d+) bytes spill", said)
-        assert len(registers) == 2
-        assert max(registers) <= most
-        assert spilled == ["0"] * 4
+        return done.stdout + done.stderr
 
     def test_older_cards_are_refused(self):
         """Their compiler would not fail but end the process."""

@@ -4,6 +4,7 @@ import gzip
 import math
 import re
 import string
+import tracemalloc
 
 import chex
 import numpy as np
@@ -20,7 +21,8 @@ from ngrams import (
     scores_of,
 )
 
-from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, read_arpa
+from jaxctc.decoding.arpa import TokenNGrams, WordNGrams, read_arpa, read_ngrams, word_ngrams
+from jaxctc.decoding.memory import Memory
 
 
 @pytest.fixture
@@ -254,12 +256,76 @@ def test_no_part_of_a_file_is_read(read):
         (["a", "b"], {"separator": 1.0}, "separator must be a static integer"),
         (["a"], {"unknown_log_prob": math.nan}, "unknown_log_prob must be a number below inf"),
         (["a"], {"unknown_log_prob": math.inf}, "unknown_log_prob must be a number below inf"),
+        (["a"], {"max_bytes": 1e9}, "max_bytes must be a static integer"),
     ],
     ids=str,
 )
 def test_arguments_of_read_arpa(read, tokens, options, message):
     with pytest.raises(ValueError, match=f"^read_arpa: {message}"):
         read(GOOD, tokens, **options)
+
+
+def peak_of(call):
+    """Bytes that Python and NumPy hold at most meanwhile."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs", "length"),
+    [(4000, 0, 3), (300, 5000, 3), (40, 0, 2000)],
+    ids=["words", "pairs", "long words"],
+)
+@pytest.mark.parametrize("is_spelt", [False, True])
+def test_the_memory_that_reading_takes(tmp_path, rng, words, pairs, length, is_spelt):
+    """It is what was counted before, or less, but for what any file takes."""
+    letters = rng.choice(list(string.ascii_lowercase), size=(words, length))
+    known = sorted({"".join(row) for row in letters})
+    grams = {(word,): (-1.0, 0.0) for word in known}
+    grams |= {tuple(pair): (-1.0, 0.0) for pair in rng.choice(known, size=(pairs, 2)).tolist()}
+    path = tmp_path / "model.arpa"
+    path.write_text(arpa(grams, rng))
+    names = [b"", *(letter.encode() for letter in string.ascii_lowercase)]
+    memory = Memory(str(path), 2**40)
+
+    def read():
+        ngrams = read_ngrams(path, memory)
+        if is_spelt:
+            word_ngrams(ngrams, names, np.arange(len(names)) == 0, -100.0, memory)
+        else:
+            ngrams.automaton(-100.0)
+
+    peak = peak_of(read)
+    assert peak - 200_000 < memory.taken < 3 * peak
+    if is_spelt:
+        tokens = [name.decode() for name in names]
+        read_arpa(path, tokens, separator=0, max_bytes=memory.taken)
+        with pytest.raises(ValueError, match=rf"max_bytes must be at least {memory.taken} to read"):
+            read_arpa(path, tokens, separator=0, max_bytes=memory.taken - 1)
+
+
+def test_a_file_that_asks_for_much_memory(read):
+    """A few bytes must not make gigabytes of themselves."""
+
+    def refused(text, requirement, **options):
+        with pytest.raises(ValueError, match=f"^read_arpa: max_bytes must be {requirement}"):
+            read(text, ["a", "|"], **options)
+
+    much = "at least 10000002000 to read the 20000004 n-grams of .*; got 4294967296. Pass more if"
+    assert peak_of(lambda: refused(changed(3, "ngram 1=20000000"), much)) < 1e6
+    words = [f"{place}{'a' * 9000}" for place in range(100)]
+    text = arpa(
+        {("a" * 5000 + word,): (-1.0, 0.0) for word in [*words, ""]}, np.random.default_rng()
+    )
+    text = gzip.compress(text.encode())
+    assert len(text) < 30_000
+    assert peak_of(lambda: refused(text, "at least .* to read the words of", max_bytes=10**6)) < 2e6
+    limit = {"max_bytes": 10**7, "separator": 1}
+    assert peak_of(lambda: refused(text, "at least .* to read the spellings of", **limit)) < 1.5e7
 
 
 def test_no_file(tmp_path):

@@ -1,6 +1,7 @@
 """`python -m jaxctc`, as a user calls it: in this process, which is faster, and once in its own."""
 
 import builtins
+import io
 import itertools
 import json
 import os
@@ -181,9 +182,19 @@ def test_bad_options(talk, capsys, options, message):
     assert sorted(os.listdir(talk)) == ["talk.npy", "talk.txt", "tokens.txt"]
 
 
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def bad_inputs():
     yield "talk.npy", b"text", "align: talk.npy must be an array in NumPy's .npy format; got"
     yield "talk.npy", b"", "align: talk.npy must be an array in NumPy's .npy format; got"
+    yield "talk.npy", npy(LOGITS)[:-1], "got something else, or a part of one"
+    yield "talk.npy", npy(LOGITS) + npy(LOGITS), "must hold one array; got 1688 bytes more, after"
+    huge = npy(LOGITS).replace(b"(39, 10), }" + b" " * 12, b"(1000000000000, 10), }" + b" ")
+    yield "talk.npy", huge, "got something else, or a part of one"
     yield "talk.npy", None, "No such file or directory: 'talk.npy'"
     yield "talk.npy", LOGITS[:, :9], "must have shape [frames, 10], as there are 10 tokens; got"
     yield "talk.npy", LOGITS.T, "got (10, 39). It is transposed."
@@ -301,6 +312,8 @@ def test_decode_with_hot_words_and_n_grams(doubtful, capsys):
     for options in (["--arpa", "words.arpa"], ["--hot-words", "hot.txt"]):
         assert decode(*options) == 0
         assert capsys.readouterr().out.split("\t")[1] == "hello bob cab\n"
+    assert decode("--arpa", "words.arpa", "--max-bytes", "1000") == 2
+    assert "max_bytes must be at least 2000 to read the 4 n-grams" in capsys.readouterr().err
     assert decode("--arpa", "words.arpa", "--lm-weight", "0") == 0
     assert capsys.readouterr().out.split("\t")[1] == "hello bod cab\n"
 

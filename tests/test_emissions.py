@@ -5,6 +5,7 @@ import pytest
 from oracles import assert_close
 
 import jaxctc
+from jaxctc._core import normalizer as normalizers
 from jaxctc._core.normalizer import normalizer
 
 ctc_loss = jax.jit(jaxctc.ctc_loss, static_argnames="wildcard_id")
@@ -22,6 +23,20 @@ def test_normalizer_of_a_large_offset_is_exact(rng):
 def test_normalizer_of_nothing_possible():
     largest, log_sum = normalizer(jnp.full((2, 3), -jnp.inf), 0)
     np.testing.assert_array_equal((largest, log_sum), 0)
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_the_normalizer_is_the_same_in_one_read_and_in_two(classes, scale, rng):
+    """On a CPU the one, elsewhere the other; what a sure blank leaves keeps its last bits."""
+    logits = scale * rng.normal(size=(3, 50, classes)).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.2] = -np.inf
+    logits[0, 0], logits[0, 1, 1], logits[0, 2, -1], logits[1, 0, 0] = -np.inf, np.nan, np.inf, 40
+    reads = (normalizers._in_two_reads, normalizers._in_one_read)
+    two, one = (jax.jit(read)(logits, jnp.int32(0)) for read in reads)
+    np.testing.assert_array_equal(np.isnan(one[1]).nonzero(), ([0, 0], [1, 2]))
+    np.testing.assert_allclose(one[1], two[1], rtol=3e-6)
+    np.testing.assert_array_equal(one[0][1:], two[0][1:])
 
 
 def test_priors_of_all_and_of_each(rng):

@@ -1,10 +1,13 @@
 """The examples as a user runs them, in a short mode, and their data."""
 
+import ast
 import contextlib
 import functools
+import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +41,24 @@ def test_train_digits_runs_and_draws(tmp_path):
     assert re.fullmatch(r"test CER: \d\.\d{4}", done.stdout.splitlines()[-1])
     assert (tmp_path / "new" / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"3/3 .*CER=\d\.\d+, loss=\d+", done.stderr), "a progress bar with both"
+
+
+@pytest.mark.usefixtures("digit_lines")
+def test_no_line_is_shown_twice():
+    """The worst may be among the first: then it is the worst of the others."""
+    shown_lines = importlib.import_module("train_digits").shown_lines
+    assert shown_lines(np.array([0, 0, 9, 1, 0, 3, 2])) == [0, 1, 2, 5]
+    assert shown_lines(np.array([0, 0, 0, 0, 7, 3, 2])) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_ends_with_what_to_try_next(path):
+    """Whatever runs on its own, in its `--help`."""
+    text = path.read_text()
+    if '__name__ == "__main__"' in text and path.stem not in ("evaluate_vmap", "train_sharded"):
+        assert re.search(
+            "^What to try next: .", ast.get_docstring(ast.parse(text)) or "", re.MULTILINE
+        )
 
 
 @pytest.fixture
@@ -157,14 +178,14 @@ def train_sharded(digit_lines):
 
 
 @contextlib.contextmanager
-def training(folder, count, **environment):
+def training(folder, count, *options, **environment):
     """So many processes of one short training; what is left of them at the end is killed."""
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
     if count > 1:
         environment["JAX_COORDINATOR_ADDRESS"] = address
     command = [sys.executable, EXAMPLES / "train_sharded.py", "--checkpoints", folder]
-    command += ["--steps", "12", "--save-every", "2", "--batch-size", "2"]
+    command += ["--steps", "12", "--save-every", "2", "--batch-size", "2", *options]
     with contextlib.ExitStack() as stack:
         processes = []
         for process in range(count):
@@ -227,27 +248,83 @@ def test_a_killed_training_ends_as_if_it_had_not_been(tmp_path):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+@pytest.mark.usefixtures("train_sharded")
+def test_a_training_goes_on_with_kernels_on_another_mesh(tmp_path):
+    """One more step, by the emulated kernel of a TPU, with the classes on two devices."""
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    steps = "--steps", "2", "--save-every", "1"
+    kernel = "--implementation", "pallas", "--mesh", "data=1,model=2"
+    with training(whole, 1, *steps, JAX_NUM_CPU_DEVICES="2") as (alone,):
+        assert alone.wait(PATIENCE) == 0, log_of(whole, 0).read_text()
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "2")
+    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAXCTC_PALLAS_INTERPRET": "tpu"}
+    with training(other, 1, *steps, *kernel, **environment) as (alone,):
+        assert alone.wait(PATIENCE) == 0, log_of(other, 0).read_text()
+    assert "| 1/2 " in log_of(other, 0).read_text(), "the bar goes on where the checkpoint was"
+    before, expected, found = checkpoint(whole, 1), checkpoint(whole, 2), checkpoint(other, 2)
+    assert set(found) == set(expected)
+    assert any((before[name] != array).any() for name, array in found.items())
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+OF_A_RUN = "{{'steps': {}, 'seed': 0, 'batch_size': 32, 'size': 'digits', 'learning_rate': 0.003}}"
+
+
 @pytest.mark.parametrize(
-    ("settings", "devices", "line"),
+    ("arguments", "line"),
     [
         (
-            {"steps": 9, "seed": 0, "batch_size": 32},
-            1,
-            "--checkpoints: must be of this run, {'steps': 750, 'seed': 0, 'batch_size': 32}; "
-            "got {'steps': 9, 'seed': 0, 'batch_size': 32}",
+            [],
+            f"--checkpoints: must be of this run, {OF_A_RUN.format(750)}; got {{'steps': 9}}",
         ),
-        (None, 3, "--batch-size: must be a multiple of the 3 devices; got '32'"),
+        (
+            ["--mesh", "data=3,model=1"],
+            "--batch-size: must be a multiple of 3, data x microbatches; got '32'",
+        ),
+        (
+            ["--mesh", "data=1,model=3"],
+            "--mesh: must have a divisor of 4 along model, the heads of 'digits'; "
+            "got 'data=1,model=3'",
+        ),
+        (
+            ["--mesh", "data=2,model=1"],
+            "--mesh: must have as many devices as there are, 1; got 'data=2,model=1'",
+        ),
+        (["--mesh", "data=2"], "--mesh: must be like 'data=8,model=2'; got 'data=2'"),
+        (["--learning-rate", "0"], "--learning-rate: must be a positive number; got '0'"),
+        (
+            ["--compile-for", "v5e"],
+            "--compile-for: must be like 'v5e:16x16' or 'h100x8', of v4, v5e, v5p, v6e, h100, "
+            "a100; got 'v5e'",
+        ),
     ],
-    ids=["settings", "devices"],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
 def test_a_training_that_does_not_fit(
-    train_sharded, tmp_path, monkeypatch, refusal, settings, devices, line
+    train_sharded, tmp_path, monkeypatch, refusal, arguments, line
 ):
-    if settings is not None:
-        train_sharded.ocp.CheckpointManager(tmp_path, metadata=settings).close()
+    train_sharded.ocp.CheckpointManager(tmp_path, metadata={"steps": 9}).close()
+    devices = 3 if "3" in "".join(arguments) else 1
     monkeypatch.setattr(train_sharded.jax, "device_count", lambda: devices)
-    said = refusal("train_sharded", "--checkpoints", tmp_path)
+    said = refusal("train_sharded", "--checkpoints", tmp_path, *arguments)
     assert said == f"train_sharded.py: argument {line}\n"
+
+
+def test_buckets_change_no_line(train_sharded, digit_lines):
+    """A batch is of one bucket, and lines are as long on average as without buckets."""
+    scans = digit_lines.load_scans("train")
+    widths = []
+    for step in range(200):
+        _, bucket = train_sharded.line_in(scans, np.random.default_rng([0, step]))
+        line, found = train_sharded.line_in(scans, np.random.default_rng([0, step, 0]), bucket)
+        assert found == bucket == line.frames.shape[1]
+        widths.append(int((~line.frame_paddings).sum()))
+    lines = digit_lines.make_lines(scans, 2000, np.random.default_rng(0))
+    expected = (~lines.image_paddings).sum(axis=1)
+    error = np.sqrt(expected.var() * (1 / 200 + 1 / 2000))
+    assert abs(np.mean(widths) - expected.mean()) < 4 * error
 
 
 @pytest.mark.usefixtures("train_sharded")

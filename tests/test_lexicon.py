@@ -409,7 +409,7 @@ def test_files_that_are_no_text(tmp_path):
 
 def test_words_without_tokens_can_be_dropped():
     words = ["ab", "axb", "b"]
-    dropped = build_lexicon(words, BETWEEN, unknown="drop")
+    dropped = build_lexicon([*words, "ab" * 501], BETWEEN, unknown="drop")
     chex.assert_trees_all_equal(dropped, build_lexicon(["ab", "b"], BETWEEN))
     with pytest.raises(ValueError, match="words must have tokens that spell each word; got 1 of 1"):
         build_lexicon(["x"], BETWEEN, unknown="drop")
@@ -421,6 +421,11 @@ def test_words_without_tokens_can_be_dropped():
         ([], {}, "words must have words; got none"),
         ("ab", {}, "words must be a list of words; got str. One word alone is a list of one."),
         (["ab", ""], {}, r"words\[1\] must be a word, not empty and without white space; got ''"),
+        (
+            ["a", "ab" * 501],
+            {},
+            r"words\[1\] must have at most 1000 characters; got 1002. unknown=\"drop\" leaves it",
+        ),
         (["a b"], {}, r"words\[0\] must be a word, not empty and without white space; got 'a b'"),
         (["a", [2]], {}, r"words\[0\] must be class ids in .*; got 'a'. Words are strings, all of"),
         ([[2], 3], {}, r"words\[1\] must be class ids in \[0, 5\), some of them; got 3"),

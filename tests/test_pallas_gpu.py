@@ -17,15 +17,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from test_pallas_tpu import assert_like_the_reference, problem_of, ragged
 
 import jaxctc
-from jaxctc._core.kernels import dispatch, gpu_layout, pallas_gpu
+from jaxctc._core.kernels import dispatch, pallas_gpu
+from jaxctc._core.kernels.gpu_layout import Layout
 
 Memories: Any = getattr(plgpu, "InterpretGPUParams", None)
 check = functools.partial(assert_like_the_reference, module=pallas_gpu)
-
-
-def layout_of(batch, frames, labels):
-    shapes = jnp.zeros((batch, frames, 3)), None, jnp.ones((batch, labels), jnp.int32), None
-    return gpu_layout.layout_of(jax.eval_shape(problem_of, shapes))
 
 
 class TestLayout:
@@ -34,12 +30,12 @@ class TestLayout:
         [(0, 1, 8), (126, 1, 8), (127, 2, 4), (254, 2, 4), (300, 3, 2), (2046, 16, 2)],
     )
     def test_a_place_on_either_side_of_the_labels(self, labels, columns, block):
-        layout = layout_of(3, 100, labels)
+        layout = Layout.of(3, 100, labels)
         assert (layout.columns, layout.block) == (columns, block)
 
     @pytest.mark.parametrize("frames", [1, 15, 16, 17, 1000])
     def test_both_sides_have_as_many_blocks(self, frames):
-        layout = layout_of(2, frames, 5)
+        layout = Layout.of(2, frames, 5)
         assert layout.filled == 2 * layout.blocks * layout.block
         assert frames <= layout.filled < frames + 2 * layout.block
 

@@ -205,6 +205,75 @@ def test_as_published(rng):
     np.testing.assert_allclose(scores, truth(oracles.sequences(log_probs), (), 3)[0][1:])
 
 
+def begin_of(path, place, blank=0):
+    """The frame in which a label of a path begins, None where it has fewer."""
+    begins = [
+        frame
+        for frame, symbol in enumerate(path)
+        if symbol != blank and (frame == 0 or path[frame - 1] != symbol)
+    ]
+    return begins[place] if place < len(begins) else None
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_every_window(window):
+    """Paths whose next label begins in the likeliest stretch of so many frames, enumerated."""
+    frames, classes = 5, 3
+    logits = np.random.default_rng(5).normal(size=(frames, classes)).astype(np.float32) * 2
+    log_probs = oracles.log_softmax(logits)
+    prefixes = [(), (1,), (2,), (1, 1), (1, 2), (2, 1)]
+    state = prefix_scores_init(logits, None, beam_width=len(prefixes))
+    for column in np.array([(*p, -1, -1)[:2] for p in prefixes]).T:
+        state = prefix_scores_select(state, column.astype(np.int32))
+    found = prefix_scores(state, window=window)
+    candidates = np.tile(np.array([2, 1], np.int32), (len(prefixes), 1))
+    some = prefix_scores(state, candidates, window=window)
+    np.testing.assert_allclose(some.token, found.token[:, [2, 1]], rtol=1e-6)
+    np.testing.assert_array_equal(found.end, prefix_scores(state).end)
+    for row, prefix in enumerate(prefixes):
+        begins = np.zeros((frames, classes))
+        for path in itertools.product(range(classes), repeat=frames):
+            spelt = oracles.collapse(path)
+            if spelt[: len(prefix)] == prefix and len(spelt) > len(prefix):
+                weight = np.exp(log_probs[np.arange(frames), path].sum())
+                begins[begin_of(path, len(prefix)), spelt[len(prefix)]] += weight
+        # What a window holds is judged as if the last label could go on by itself without a blank.
+        rows = [begins[start : start + window].sum(axis=0) for start in range(frames - window + 1)]
+        errors = [np.abs(np.exp(found.token[row]) - each).max() for each in rows]
+        assert min(errors) < 1e-6
+        best = rows[int(np.argmin(errors))]
+        assert best.sum() >= 0.8 * max(each.sum() for each in rows)
+
+
+def test_a_window_of_all_frames_is_exact(rng):
+    """As many as there are, or as there are in use."""
+    logits, prefixes = hypotheses(rng)
+    arrived = np.broadcast_to(np.arange(60) >= 40, logits.shape[:-1])
+    state = prefix_scores_init(logits, arrived, beam_width=4)
+    for tokens in np.moveaxis(prefixes, -1, 0)[:3]:
+        state = prefix_scores_select(state, tokens)
+    exact = prefix_scores(state)
+    np.testing.assert_array_equal(prefix_scores(state, window=60).token, exact.token)
+    np.testing.assert_allclose(prefix_scores(state, window=40).token, exact.token, rtol=1e-6)
+
+
+def test_a_window_misses_little_where_the_model_is_sure(rng):
+    """20 of 300 frames; and never says too much."""
+    labels = rng.integers(1, 6, size=(2, 30)).astype(np.int32)
+    path = np.zeros((2, 300), np.int32)
+    path[:, 5::10] = labels
+    logits = 9 * jax.nn.one_hot(path, 6) + rng.normal(size=(2, 300, 6)).astype(np.float32)
+    state = prefix_scores_init(logits, None)
+    step = jax.jit(prefix_scores, static_argnames="window")
+    for tokens in np.moveaxis(labels, -1, 0):
+        exact, near = step(state), step(state, window=20)
+        assert (near.token <= exact.token + 1e-6).all()
+        np.testing.assert_array_equal(near.token.argmax(axis=-1)[:, 0], tokens)
+        best = np.take_along_axis(np.asarray(exact.token - near.token), tokens[:, None, None], -1)
+        np.testing.assert_allclose(best, 0, atol=0.02)
+        state = jax.jit(prefix_scores_select)(state, tokens[:, None])
+
+
 def test_no_examples():
     state = prefix_scores_init(jnp.zeros((0, 4, 3)), None, beam_width=2)
     state = prefix_scores_select(state, jnp.ones((0, 2), jnp.int32))
@@ -287,6 +356,10 @@ def test_no_step_by_frame():
         (
             lambda s: prefix_scores_init(jnp.zeros((2, 4, 3)), None, beam_width=0),
             "prefix_scores_init: beam_width must be at least 1; got 0",
+        ),
+        (
+            lambda s: prefix_scores(s, window=0),
+            "prefix_scores: window must be at least 1; got 0",
         ),
     ],
     ids=itertools.count(),

@@ -41,6 +41,8 @@ ON_THE_HOST = {
     "plot_posteriors",
     "read_arpa",
     "read_lexicon",
+    "read_spellings",
+    "show_versions",
     "timed_spans",
     "validate",
     "write_spans",
@@ -120,9 +122,11 @@ CALLS = {
     "purpose_loss": (KEY, *CTC),
     "read_arpa": (Path(__file__).with_name("tiny.arpa"), ["", "a"]),
     "read_lexicon": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
+    "read_spellings": (Path(__file__).with_name("tiny.lexicon"), VOCABULARY),
     "required_frames": (LABELS, LABEL_PADDINGS),
     "sample_alignments": (KEY, *CTC),
     "segment_means": (LOGITS, LOGITS.argmax(axis=-1).astype(np.int32), LOGIT_PADDINGS),
+    "show_versions": (),
     "substitution_scores": CTC,
     "timed_spans": (ALIGNMENT, [["a", "b", "c"], ["d", "e"]]),
     "validate": CTC,
@@ -146,7 +150,7 @@ REQUIRED = {
 # What a batched call does not share with calls one by one: a mean over all, a source of chance.
 MIXES_THE_BATCH = {"cer", "purpose_loss", "reduce_loss", "sample_alignments", "wer"}
 WITHOUT_A_BATCH = {"beam_init"}
-WITHOUT_A_RESULT = {"validate", "write_spans"}
+WITHOUT_A_RESULT = {"show_versions", "validate", "write_spans"}
 # Where the batch stands in the results.
 TIME_LEADS = {"backward_log_probs", "ctc_loss_with_forward_probs", "forward_log_probs"}
 
@@ -384,7 +388,7 @@ def test_lists_will_do(name):
         plain, result = call_of(name)(*lists), call_of(name)(*CALLS[name])
         if name.startswith("plot_"):
             assert plain is result  # the current axes
-        elif isinstance(plain, str | list):
+        elif isinstance(plain, str | list | jaxctc.Spellings):
             assert plain == result
         else:
             assert_same(plain, result)

@@ -9,14 +9,14 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).with_name("on_eight_devices.py")
 
-
-def test_on_eight_devices():
+@pytest.mark.parametrize("program", ["on_eight_devices", "train_on_eight_devices"])
+def test_on_eight_devices(program):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(PROGRAM)]
+    path = str(Path(__file__).with_name(f"{program}.py"))
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

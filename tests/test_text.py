@@ -215,6 +215,7 @@ def test_files(tmp_path, name, content, tokens):
         ("a.json", b"{", "must be a list of tokens"),
         ("a.json", b'{"a": 0, "b": 2}', "2 tokens whose ids are not 0 to 1"),
         ("a.json", b"3", "a int of JSON"),
+        ("a.json", b"[" * 10**6, "must be a list of tokens"),
         ("a.json", b"[1, 2]", "must be a sequence of strings"),
         ("a.txt", b"\xff\xfe", "can't decode byte"),
         ("a.txt", b"a\n\nb\n", "must have a name for every class but the blank"),

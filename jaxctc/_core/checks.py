@@ -416,6 +416,18 @@ def per_class(
     return array[..., None, :]
 
 
+def per_frame_and_label(
+    function: str, argument: str, values: ArrayLike, shape: tuple[int, ...]
+) -> Float[Array, "*B T N"]:
+    """One real number for each frame and label."""
+    array = real(function, argument, values)
+    if array.shape != shape:
+        remedy = "One value per frame and label, in the places where labels are given."
+        fail(function, argument, f"have shape {shape}, [*B, T, N]", array.shape, remedy)
+    not_explicit(function, **{argument: array})
+    return array
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, Array | np.ndarray):
         return f"an array of {value.dtype}{list(value.shape)}"

@@ -104,8 +104,12 @@ def _loss(config: Config, inputs: Inputs) -> Float[Array, "*B"]:
 def _loss_jvp(config, primals, tangents):
     (inputs,) = primals
     loss, gradient = loss_and_gradient(config, inputs)
-    moved = _along(gradient, tangents[0].scores, inputs.is_frame)
-    return loss, sum_over(config.vocab_axis, moved)
+    movement = tangents[0].scores
+    moved = sum_over(config.vocab_axis, _along(gradient, movement, inputs.is_frame))
+    if gradient.label_bias is not None:
+        # The same on all devices that classes are spread over.
+        moved += jnp.sum(gradient.label_bias * movement.label_bias, axis=(-2, -1))
+    return loss, moved
 
 
 # The checkpoint is there for reverse mode to keep its arguments as they are, the gradient in the
@@ -173,14 +177,17 @@ def _is_by_column(config: Config, inputs: Inputs) -> bool:
     """
     has_few_classes = inputs.scores.logits.shape[-1] <= inputs.labels.shape[-1]
     is_one_device = config.vocab_axis is None
+    if inputs.scores.label_bias is not None:  # its gradient is by label
+        return False
     return is_one_device and (has_few_classes or config.implementation == "pallas")
 
 
 def _nats(log_total: Float[Array, "*B"], lattice: Lattice, config: Config) -> Float[Array, "*B"]:
     impossible = log_total == -jnp.inf
-    loss = sum_over_frames(lattice.log_normalizer) - log_total
-    is_probability = config.wildcard is None and lattice.problem.alternatives is None
-    if not config.logits_normalized and is_probability:
+    loss = sum_over_frames(lattice.log_excess) - log_total
+    is_probability = not config.logits_normalized and config.wildcard is None
+    is_probability = is_probability and lattice.problem.alternatives is None
+    if is_probability and lattice.problem.bias is None:
         # Rounding can take a confident model's loss below 0. Subtracting the excess as a
         # constant brings back 0 and leaves the gradient alone, as a maximum would not.
         loss -= lax.stop_gradient(jnp.minimum(loss, 0))
@@ -225,4 +232,10 @@ def _gradient(
         taken = in_given_order(lattice, found.taken[..., None, :], 0)
         of_weights = -taken.reshape(inputs.scores.label_log_weights.shape)
         of_weights *= nan_where(lattice.has_nan, of_weights)[..., None, None]
-    return Scores(gradient.astype(logits.dtype), of_wildcard, of_weights)
+    of_bias = None
+    if inputs.scores.label_bias is not None:
+        # Not by the factor from above, which varies over devices as classes do.
+        factor = nan_where(lattice.has_nan, found.label)[..., None, None]
+        of_bias = select(counts[..., None], -found.label * factor, 0)
+        of_bias = in_given_order(lattice, of_bias, 0)
+    return Scores(gradient.astype(logits.dtype), of_wildcard, of_bias, of_weights)

@@ -19,7 +19,7 @@ from jaxctc._core.classes import read_columns
 from jaxctc._core.kernels import PUBLIC_NAMES, refusal
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
-from jaxctc._core.problem import Alternatives, Problem, Wildcards
+from jaxctc._core.problem import Alternatives, Bias, Problem, Wildcards
 from jaxctc._core.ragged import count_along, is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
@@ -49,6 +49,8 @@ class Scores(NamedTuple):
     wildcard: Float[Array, "*B T"] | None
     """What a frame in which a wildcard absorbs everything but the blank scores more than the
     largest class; None without wildcards."""
+    label_bias: Float[Array, "*B T N"] | None = None
+    """What is added for a label in a frame; 0 where either is padded. None adds nothing."""
     label_log_weights: Float[Array, "*B N A"] | None = None
     """Finite; None where every label is one class."""
 
@@ -81,6 +83,14 @@ class Lattice(NamedTuple):
     is_wildcard: Bool[Array, "*B N"] | None
     """Likewise; None without wildcards."""
 
+    @property
+    def log_excess(self) -> Float[Array, "*B T"]:
+        """Nats by which weights are too large in the frame; 0 in padded frames."""
+        bias = self.problem.bias
+        if bias is None:
+            return self.log_normalizer
+        return self.log_normalizer + select(self.problem.is_frame, bias.blank, 0)
+
 
 def prepare_inputs(
     function: str,
@@ -97,12 +107,15 @@ def prepare_inputs(
     wildcard_id: int | None = None,
     wildcard_penalty: Float[ArrayLike, ""] = 0.0,
     label_log_weights: Float[ArrayLike, "*B N A"] | None = None,
+    label_bias: Float[ArrayLike, "*B T N"] | None = None,
     vocab_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Config, Inputs]:
     """The arguments of a public function, checked; see `jaxctc.ctc_loss` for what they mean."""
     if label_log_weights is not None:
         single = {"wildcard_id": wildcard_id, "vocab_axis_name": vocab_axis_name}
+        if label_bias is not None:
+            checks.fail(function, "label_bias", "be None with label_log_weights", "both")
         checks.none_with(function, "label_log_weights", **single)
         choices = checks.alternatives(function, logits, labels, label_paddings, label_log_weights)
         labels, label_paddings, label_log_weights = _in_one_row(choices)
@@ -139,10 +152,16 @@ def prepare_inputs(
         penalty = checks.number(function, "wildcard_penalty", wildcard_penalty)
         wildcard = _score_of_all_but(blank, mask_padding(scores, is_frame))
         wildcard -= penalty.astype(wildcard.dtype)
-    differentiated = Scores(scores, wildcard)
+    bias = None
+    if label_bias is not None:
+        if wildcard is not None:
+            remedy = "A wildcard has no state of its own that a bias could count for."
+            checks.fail(function, "label_bias", "be None with wildcard_id", "both", remedy)
+        bias = _label_bias(function, label_bias, given, num_frames)
+    weights = None
     if label_log_weights is not None:
         weights = jnp.asarray(label_log_weights, at_least_float32(scores).dtype)
-        differentiated = differentiated._replace(label_log_weights=weights)
+    differentiated = Scores(scores, wildcard, bias, weights)
     inputs = Inputs(differentiated, is_frame, given.labels, given.is_label)
     refuse_unsupported(function, config, inputs)
     return config, inputs
@@ -165,6 +184,19 @@ def _in_one_row(
         broadcast(~is_label[..., None], labels.shape).reshape(row),
         select(exists, weights, 0),
     )
+
+
+def _label_bias(
+    function: str, values: ArrayLike, given: checks.CtcInputs, num_frames: int
+) -> Float[Array, "*B T N"]:
+    """The bias in the dtype of the recursion, 0 for padding whatever stood there."""
+    shape = (*given.labels.shape[:-1], num_frames, given.labels.shape[-1])
+    bias = checks.per_frame_and_label(function, "label_bias", values, shape)
+    bias = bias.astype(at_least_float32(given.logits).dtype)
+    counts = given.is_frame[..., None] & given.is_label[..., None, :]
+    if num_frames == 0:
+        bias = lax.full_like(bias, 0, shape=counts.shape)
+    return select(counts, bias, 0)
 
 
 def refuse_unsupported(function: str, config: Config, inputs: Inputs) -> None:
@@ -228,12 +260,18 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
     wildcards = None
     if inputs.scores.wildcard is not None and is_wildcard is not None:
         wildcards = Wildcards(inputs.scores.wildcard, _gaps(is_wildcard, is_own))
+    has_nan = jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1)
+    bias = None
+    if inputs.scores.label_bias is not None:
+        bias = _bias_up_to_0(inputs.scores.label_bias, is_own)
+        has_nan |= jnp.any(~(inputs.scores.label_bias < jnp.inf), axis=(-2, -1))
     problem = Problem(
         scores=scores,
         columns=columns,
         frame_max=frame_max,
         blank_scores=blank_scores,
         wildcards=wildcards,
+        bias=bias,
         is_label=is_label,
         # Without loops, two frames of a class are two labels.
         can_skip=~is_repeat(labels, in_use) if config.label_loop else jnp.ones_like(in_use),
@@ -244,7 +282,7 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
         problem=problem,
         labels=labels,
         log_normalizer=select(is_frame, log_normalizer, 0),
-        has_nan=jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1),
+        has_nan=has_nan,
         is_own=is_own,
         is_wildcard=is_wildcard,
     )
@@ -307,6 +345,23 @@ def _scores_in_one_place(
     here = select((ids < classes)[..., None, :], here, 0)
     columns = jnp.broadcast_to(jnp.arange(1, ids.shape[-1], dtype=jnp.int32), labels.shape)
     return sum_over(axis, here), columns, 0
+
+
+def packed_bias(
+    bias: Float[Array, "*B T N"], is_own: Bool[Array, "*B N"]
+) -> Float[Array, "*B T N"]:
+    """That of labels packed to the left; anything after the last one."""
+    places = lax.broadcasted_iota(jnp.int32, is_own.shape, is_own.ndim - 1)
+    return read_columns(bias, pack_left(places, is_own))
+
+
+def _bias_up_to_0(bias: Float[Array, "*B T N"], is_own: Bool[Array, "*B N"]) -> Bias:
+    """All states of a frame brought down by its largest bias, if that is positive.
+
+    So no state emits more than 1, and sums of exponents do not overflow.
+    """
+    largest = lax.stop_gradient(jnp.max(bias, axis=-1, initial=0))
+    return Bias(packed_bias(bias, is_own) - largest[..., None], -largest)
 
 
 def _max_over_labels(

@@ -15,7 +15,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Int
 
 from jaxctc._core.problem import Problem, label_scores
-from jaxctc._core.semirings import WIDE, Number, Semiring
+from jaxctc._core.semirings import WIDE, Number, Semiring, weighed
 
 CHUNK_FRAMES = 16
 """Frames whose emissions are made at once, at least,"""
@@ -55,9 +55,14 @@ def emissions(
         either = semiring.plus(blank, wildcard)
         blank = jax.tree.map(lambda a, b: jnp.where(in_gap, a, b), either, blank)
     scores = jnp.moveaxis(label_scores(problem, first, count), -2, 0)
+    label = semiring.encode(scores, frame_max)
+    if problem.bias is not None:
+        blank = weighed(blank, rows(problem.bias.blank), semiring)
+        of_label = lax.dynamic_slice_in_dim(problem.bias.label, first, count, axis=-2)
+        label = weighed(label, jnp.moveaxis(of_label, -2, 0), semiring)
     return Emissions(
         blank,
-        semiring.encode(scores, frame_max),
+        label,
         rows(problem.is_frame),
         first + jnp.arange(count, dtype=jnp.int32),
     )

@@ -1,8 +1,9 @@
 """Scores of single frames: their normaliser, their largest, and what padding leaves of them."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxctc._core.lean import select, take_one
 from jaxctc._core.sharding import local_ids, max_over, sum_over
@@ -36,17 +37,12 @@ def normalizer(
     its last bits are kept if the blank is the class that is sure; otherwise it is right to 1e-7. A
     frame of -inf alone has no distribution; (0, 0) leaves its scores at -inf.
     """
-    largest = safe_max(max_over(vocab_axis, at_least_float32(jnp.max(logits, axis=-1))))
     classes = logits.shape[-1]
     column = local_ids(jnp.asarray(blank, jnp.int32), classes, vocab_axis)
-    is_blank = jnp.arange(classes, dtype=jnp.int32) == column
-
-    # The sum of a confident frame is 1 and a little, which would be rounded away. Most such frames
-    # are blanks: that one class is added last. It leaves the sum by a shift and not by a select,
-    # through which XLA:CPU reduces several times slower.
-    out = select(~is_blank, lax.full_like(largest, 0, shape=(classes,)), -jnp.inf)
-    out = jnp.expand_dims(out, range(largest.ndim))
-    rest = jnp.sum(jnp.exp((at_least_float32(logits) - largest[..., None]) + out), axis=-1)
+    largest_here, rest = _largest_and_rest(logits, column)
+    largest = safe_max(max_over(vocab_axis, largest_here))
+    if vocab_axis is not None:
+        rest *= jnp.exp(lax.stop_gradient(largest_here) - largest)
     own = jnp.exp(at_least_float32(take_one(logits, column, -1)) - largest)
     if vocab_axis is not None:
         own = select(column < classes, own, 0)
@@ -55,6 +51,63 @@ def normalizer(
     log_sum = jnp.log(select(total != 0, total, 1))
     correction = select(own == 1, jnp.log1p(rest) - log_sum, 0)
     return largest, log_sum + lax.stop_gradient(correction)
+
+
+# A rule of its own: JAX differentiates no reduction of pairs, and what is largest is no part of it.
+@jax.custom_jvp
+def _largest_and_rest(
+    logits: Float[Array, "*F K"], blank: Int[Array, ""]
+) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:
+    """The largest logit and, by it, `Σ exp(logits - largest)` of all classes but the blank.
+
+    The sum of a confident frame is 1 and a little, which would be rounded away. Most such frames
+    are blanks: that one class is left out here, and added last.
+    """
+    return lax.platform_dependent(logits, blank, cpu=_in_two_reads, default=_in_one_read)
+
+
+@_largest_and_rest.defjvp
+def _largest_and_rest_jvp(primals, tangents):
+    logits, blank = primals
+    largest, rest = _largest_and_rest(logits, blank)
+    shift = safe_max(largest)
+    _, movement = jax.jvp(lambda logits: _rest(logits, shift, blank), (logits,), (tangents[0],))
+    return (largest, rest), (jnp.zeros_like(largest), movement)
+
+
+def _in_two_reads(logits: Array, blank: Array) -> tuple[Array, Array]:
+    """XLA:CPU vectorises each of the two sums, and no reduction of pairs."""
+    largest = at_least_float32(jnp.max(logits, axis=-1))
+    return largest, _rest(logits, safe_max(largest), blank)
+
+
+def _rest(logits: Array, largest: Array, blank: Array) -> Array:
+    """The blank leaves the sum by a shift, not by a select, for which XLA:CPU takes much longer."""
+    is_blank = jnp.arange(logits.shape[-1], dtype=jnp.int32) == blank
+    out = select(~is_blank, lax.full_like(largest, 0, shape=is_blank.shape), -jnp.inf)
+    out = jnp.expand_dims(out, range(largest.ndim))
+    return jnp.sum(jnp.exp((at_least_float32(logits) - largest[..., None]) + out), axis=-1)
+
+
+def _in_one_read(logits: Array, blank: Array) -> tuple[Array, Array]:
+    """Pairs of a largest logit and the sum by it, merged two by two: logits are read once."""
+    logits = at_least_float32(logits)
+    counts = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) != blank
+    return lax.reduce(
+        (logits, counts.astype(logits.dtype)),
+        (jnp.array(-jnp.inf, logits.dtype), jnp.array(0, logits.dtype)),
+        _merge,
+        (logits.ndim - 1,),
+    )
+
+
+def _merge(pair: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    largest = lax.max(pair[0], other[0])
+
+    def scaled(own: Array, total: Array) -> Array:
+        return select(own != -jnp.inf, total * jnp.exp(own - largest), 0)
+
+    return largest, scaled(*pair) + scaled(*other)
 
 
 def log_where_possible(

@@ -48,12 +48,20 @@ class Alternatives(NamedTuple):
     """The sum of what was taken off the weights, in nats."""
 
 
+class Bias(NamedTuple):
+    """What is added to scores, never more than 0."""
+
+    label: Float[Array, "*B T N"]
+    blank: Float[Array, "*B T"]
+    """Less than 0 where a label's would have been more: all states are then brought down alike."""
+
+
 class Problem(NamedTuple):
     """One graph per example, and what its states score in every frame; T is at least 1.
 
     Arrays only, so that it crosses `jit`, `vmap` and `custom_jvp`. A state with score x in frame t
-    emits with weight exp(x - frame_max[t]). The logarithm of the normaliser is common to all paths
-    and is added up beside the recursion.
+    emits with weight exp(x - frame_max[t]) or, with a bias, exp(bias) times as much. The logarithm
+    of the normaliser is common to all paths and is added up beside the recursion.
     """
 
     scores: Float[Array, "*B T M"]
@@ -65,6 +73,7 @@ class Problem(NamedTuple):
     """No state scores more than this in the frame."""
     blank_scores: Float[Array, "*B T"]
     wildcards: Wildcards | None
+    bias: Bias | None
     is_label: Bool[Array, "*B N"]
     """Labels are packed to the left. False after the last one, and for ids that are no label."""
     can_skip: Bool[Array, "*B N"]

@@ -70,6 +70,12 @@ def ratio(part: Number, total: Number, semiring: Semiring) -> Array:
     return semiring.occupancy(part, one, total)
 
 
+def weighed(number: Number, log_weight: Array, semiring: Semiring) -> Number:
+    """The number times `exp(log_weight)`, for logarithms up to 0; normalized."""
+    weight = semiring.encode(log_weight, lax.full_like(log_weight, 0))
+    return semiring.normalize(semiring.times(number, weight))
+
+
 def _log_of_sum(largest: Array, sum_over: Callable[[Array], Array]) -> Array:
     # The largest term cancels out of value and gradient alike, so it is only a shift. The two
     # selects keep -inf from meeting -inf, and log from meeting 0, in the value and in its
@@ -168,7 +174,7 @@ MAX = LOG._replace(plus=_max_plus, sum=_max_sum)
 # Invariants
 #   m     in [1, 2) when normalized, in [0.7, 1.42) when encoded (up to rounding). A sum of three
 #         has at least the m of a term, at most three times the largest. So after
-#         `MAX_UNNORMALIZED_STEPS` frames m lies between 2^-11 and 2^43: sums, which drop what is
+#         `MAX_UNNORMALIZED_STEPS` frames m lies between 2^-11 and 2^53: sums, which drop what is
 #         2^127 times smaller by its exponent, lose nothing that counts, and a product of two such
 #         numbers does not overflow
 #   zero  is every number whose e is not above SMALLEST. Encoded zeros have e = ZERO, and products

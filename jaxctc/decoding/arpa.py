@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc._core import checks
 from jaxctc.decoding.automata import LARGEST, MOST, Automaton, build_automaton, key_pairs
+from jaxctc.decoding.memory import ARC, MAX_BYTES, NGRAM, STATE, Memory
 
 _MARKS = (b"<s>", b"</s>")
 _LONGEST_LINE = 2**16
@@ -115,6 +116,7 @@ def read_arpa(
     *,
     separator: None = None,
     unknown_log_prob: float = ...,
+    max_bytes: int = ...,
 ) -> TokenNGrams: ...
 
 
@@ -125,6 +127,7 @@ def read_arpa(
     *,
     separator: int | str,
     unknown_log_prob: float = ...,
+    max_bytes: int = ...,
 ) -> WordNGrams: ...
 
 
@@ -134,6 +137,7 @@ def read_arpa(
     *,
     separator: int | str | None = None,
     unknown_log_prob: float = -100.0,
+    max_bytes: int = MAX_BYTES,
 ) -> TokenNGrams | WordNGrams:
     r"""An n-gram model with back-off, of any order, from a file in the ARPA format.
 
@@ -159,6 +163,10 @@ def read_arpa(
         beginning of tokens that begin a word. None takes every token for a word.
       unknown_log_prob: nats for what is not in the file, if `<unk>` is not either; back-off is
         added. -inf excludes it.
+      max_bytes: the most memory that reading may take. An estimate is counted before
+        anything is taken, and real use stays below it: 500 bytes for each n-gram that the file
+        declares, and what its words and their spellings take. The default is 4 GiB, eight million
+        n-grams of tokens.
 
     Returns:
       `TokenNGrams`, or with a separator `WordNGrams`: models that score tokens in nats. Any
@@ -166,8 +174,8 @@ def read_arpa(
 
     Raises:
       ValueError: if the file is malformed or truncated or disagrees with its own counts, with
-        the number of the line; if it is in KenLM's binary format, or too large for int32; if no
-        token occurs in it, or none begins with a `separator` that is a string.
+        the number of the line; if it is in KenLM's binary format, or too large for int32 or for
+        `max_bytes`; if no token occurs in it, or none begins with a `separator` that is a string.
       OSError: if the file cannot be opened.
 
     Example:
@@ -184,11 +192,11 @@ def read_arpa(
       Katz 1987, "Estimation of probabilities from sparse data for the language model component
       of a speech recognizer"; Heafield 2011, "KenLM: faster and smaller language model queries".
     """
-    names = _names(tokens)
+    names, memory = _names(tokens), Memory(os.fspath(path), max_bytes)
     if not unknown_log_prob < math.inf:
         checks.fail("read_arpa", "unknown_log_prob", "be a number below inf", unknown_log_prob)
     if separator is None:
-        ngrams = read_ngrams(path)
+        ngrams = read_ngrams(path, memory)
         words = ngrams.words_named(names, "Words that tokens spell need a separator=.")
         return TokenNGrams(words, ngrams.automaton(unknown_log_prob))
     if isinstance(separator, str):
@@ -202,7 +210,7 @@ def read_arpa(
         between = checks.class_id("read_arpa", "separator", separator, len(names))
         ends_word = np.arange(len(names)) == between
         names[between] = b""
-    return word_ngrams(read_ngrams(path), names, ends_word, unknown_log_prob)
+    return word_ngrams(read_ngrams(path, memory), names, ends_word, unknown_log_prob, memory)
 
 
 def word_ngrams(
@@ -210,9 +218,10 @@ def word_ngrams(
     names: list[bytes],
     ends_word: Bool[np.ndarray, " K"],
     unknown_log_prob: float,
+    memory: Memory,
 ) -> WordNGrams:
     """The model whose words are spelt by tokens, some of which end the word before them."""
-    beginnings, spelling = _spelling(names, ends_word, ngrams.vocabulary)
+    beginnings, spelling = _spelling(names, ends_word, ngrams.vocabulary, memory)
     return WordNGrams(
         ends_word=jnp.asarray(np.append(ends_word, False)),
         spelling=spelling,
@@ -302,8 +311,9 @@ class NGrams:
 class _Lines:
     """The lines of a file, counted, so that every error says where it was."""
 
-    def __init__(self, path: str | os.PathLike[str], file: io.BufferedIOBase):
+    def __init__(self, path: str | os.PathLike[str], file: io.BufferedIOBase, memory: Memory):
         self.path, self.file, self.number, self.text = os.fspath(path), file, 0, b""
+        self.memory = memory
 
     def fail(self, requirement: str, got: str | None = None) -> NoReturn:
         """Raises for the line at hand."""
@@ -345,7 +355,7 @@ def _names(tokens: Sequence[str | None]) -> list[bytes]:
     return [(name or "").encode(errors="surrogatepass") for name in tokens]
 
 
-def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
+def read_ngrams(path: str | os.PathLike[str], memory: Memory) -> NGrams:
     """All n-grams of a file; never a part of them."""
     with open(path, "rb") as raw:
         if raw.peek(len(_KENLM))[: len(_KENLM)] == _KENLM:
@@ -356,8 +366,9 @@ def read_ngrams(path: str | os.PathLike[str]) -> NGrams:
             got = "KenLM's binary format"
             checks.fail("read_arpa", os.fspath(path), "be in the ARPA format", got, remedy)
         is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
-        lines = _Lines(path, gzip.GzipFile(fileobj=raw) if is_gzip else raw)
+        lines = _Lines(path, gzip.GzipFile(fileobj=raw) if is_gzip else raw, memory)
         counts = _read_counts(lines)
+        memory.take(NGRAM * sum(counts), f"the {sum(counts)} n-grams")
         ngrams = NGrams(contexts=1 + sum(counts[:-1]))
         for order, count in enumerate(counts, 1):
             _read_section(lines, ngrams, order, count, has_back_offs=order < len(counts))
@@ -428,6 +439,7 @@ def _context_and_word(lines: _Lines, ngrams: NGrams, words: list[bytes]) -> tupl
             words[0].decode()
         except UnicodeDecodeError:
             lines.fail("be UTF-8")
+        lines.memory.take(len(words[0]), "the words")
         return 0, ngrams.vocabulary.setdefault(words[0], len(ngrams.vocabulary))
     ids = [ngrams.vocabulary.get(word, -1) for word in words]
     if min(ids) < 0:
@@ -439,7 +451,10 @@ def _context_and_word(lines: _Lines, ngrams: NGrams, words: list[bytes]) -> tupl
 
 
 def _spelling(
-    names: list[bytes], ends_word: Bool[np.ndarray, " K"], words: dict[bytes, int]
+    names: list[bytes],
+    ends_word: Bool[np.ndarray, " K"],
+    words: dict[bytes, int],
+    memory: Memory,
 ) -> tuple[list[bytes], Automaton]:
     """Beginnings of words that tokens can spell, and the automaton whose states they are.
 
@@ -460,8 +475,11 @@ def _spelling(
                 continue
             for end in (start + length for length in lengths if start + length <= len(word)):
                 for token in ids.get(word[start:end], ()):
-                    state = states.setdefault(word[:end], len(states))
-                    arcs[states[word[:start]], token] = state
+                    arc = states[word[:start]], token
+                    if arc not in arcs:
+                        new_state = (STATE + end) * (word[:end] not in states)
+                        memory.take(ARC + new_state, "the spellings")
+                        arcs[arc] = states.setdefault(word[:end], len(states))
     nowhere = np.arange(len(states) + 1)
     return list(states), build_automaton(
         keys=key_pairs(arcs),

@@ -19,18 +19,20 @@ def read_back(
     `labels` and `lengths` are those before the chunk; `origins` are (token + 1) · W + slot of the
     parent, with token -1 for none.
     """
-    width = jnp.asarray(origins.shape[-1], jnp.int32)
-
-    def step(slots, origins):
-        (origin,) = jax.vmap(take)([origins], slots)
-        return lax.rem(origin, width), lax.div(origin, width) - 1
-
     slots = jnp.broadcast_to(jnp.arange(origins.shape[-1], dtype=jnp.int32), origins.shape[1:])
-    slots = varying_like(slots, origins)
-    slots, added = lax.scan(step, slots, origins, reverse=True)
+    slots, added = lax.scan(one_back, varying_like(slots, origins), origins, reverse=True)
     labels = jnp.take_along_axis(labels, slots[..., None], axis=1)
     lengths = jnp.take_along_axis(lengths, slots, axis=1)
     return _append(labels, lengths, jnp.moveaxis(added, 0, -1))
+
+
+def one_back(
+    slots: Int[Array, "X W"], origins: Int[Array, "X W"]
+) -> tuple[Int[Array, "X W"], Int[Array, "X W"]]:
+    """The slots of the parents of the prefixes in some slots, and the tokens added to them."""
+    width = jnp.asarray(origins.shape[-1], jnp.int32)
+    (origin,) = jax.vmap(take)([origins], slots)
+    return lax.rem(origin, width), lax.div(origin, width) - 1
 
 
 @functools.partial(jnp.vectorize, signature="(l),(),(t)->(l)")

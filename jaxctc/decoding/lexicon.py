@@ -154,8 +154,8 @@ def build_lexicon(
       words: strings, each of which may be spelt in all the ways in which tokens make it up; or
         lists of class ids, each of which is one spelling. A word may come more than once.
       vocabulary: the tokens, the blank and the separator.
-      unknown: what happens to a word that no tokens spell: "raise" refuses the list, "drop"
-        leaves the word out.
+      unknown: what happens to a word that no tokens spell, and to one of more than 1000
+        characters: "raise" refuses the list, "drop" leaves the word out.
       normalize: applied to every string before it is spelt, such as `str.upper`.
       unknown_score: nats for every word that is not in the list, below 0: paid once, as soon as
         no word goes on like it. -inf forbids such words. Without a separator it must be -inf.
@@ -201,6 +201,7 @@ def read_lexicon(
     A line is a word. Or every line is a word and, parted by white space, the names of the tokens
     that spell it (a lexicon of flashlight or torchaudio); a separator at the end of a spelling is
     left out, and a word with several spellings has a line for each. Empty lines do not count.
+    `read_spellings` of the same file says what words a hypothesis then spells.
 
     Args:
       path: the file.
@@ -224,14 +225,9 @@ def read_lexicon(
       >>> float(model.score_and_advance(model.initial_state, 3)[0])
       0.0
     """
-    function, name = "read_lexicon", os.fspath(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [(number, line.split()) for number, line in enumerate(file, 1)]
-    except UnicodeDecodeError as error:
-        checks.fail(function, name, "be text in UTF-8", str(error))
-    entries = read_entries(function, name, [line for line in lines if line[1]], vocabulary)
-    return _build(function, name, entries, vocabulary, unknown, normalize, unknown_score)
+    function = "read_lexicon"
+    entries = read_entries(function, path, vocabulary)
+    return _build(function, os.fspath(path), entries, vocabulary, unknown, normalize, unknown_score)
 
 
 def _build(

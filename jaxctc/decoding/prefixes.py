@@ -99,7 +99,7 @@ def next_prefixes(
         return kept, (slots, jnp.full_like(slots, -1))
 
     def go_on():
-        return _extended(prefixes, log_probs, fusion, pruning)
+        return extended(prefixes, log_probs, fusion, pruning)
 
     return choose(adds, go_on, stay)
 
@@ -112,10 +112,14 @@ def cond_as_select(is_so: Bool[Array, ""], one: Callable[[], Any], other: Callab
     return jax.tree.map(lambda yes, no: jnp.where(is_so, yes, no), one(), other())
 
 
-def _extended(
+def extended(
     prefixes: Prefixes, log_probs: Float[Array, "K"], fusion: Fusion, pruning: Pruning
 ) -> tuple[Prefixes, tuple[Int[Array, "W"], Int[Array, "W"]]]:
-    """The best of all prefixes as they are and of all that a candidate extends."""
+    """The best of all prefixes as they are and of all that a candidate extends.
+
+    Returns:
+      As `next_prefixes`.
+    """
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
     is_child = _is_child(prefixes, total)
 
@@ -148,6 +152,48 @@ def _extended(
         blank=where(alive, kept.blank, -jnp.inf), label=where(alive, kept.label, -jnp.inf)
     )
     return _centred(kept), choice
+
+
+def appended(
+    prefixes: Prefixes,
+    labels: Int[Array, "R"],
+    last: Int[Array, ""],
+    log_prob: Float[Array, ""],
+    fusion: Fusion,
+    blank: int,
+) -> Prefixes:
+    """The beam after frames that leave no choice: all prefixes grow by the same labels.
+
+    Args:
+      prefixes: the beam before them.
+      labels: the labels, -1 after the last.
+      last: the token of the last of these frames; -1 for no frames, which change nothing.
+      log_prob: log-probability of the frames.
+      fusion: what the labels are worth.
+      blank: class id of the blank.
+    """
+    total = jnp.logaddexp(prefixes.blank, prefixes.label)
+    in_blank, in_label = (
+        jnp.where(is_so, total, -jnp.inf) for is_so in (last == blank, last != blank)
+    )
+    grown = prefixes._replace(
+        blank=jnp.where(last >= 0, in_blank, prefixes.blank),
+        label=jnp.where(last >= 0, in_label, prefixes.label),
+        offset=_plus(prefixes.offset, log_prob),
+    )
+    for label in labels:
+        token = jnp.broadcast_to(label, grown.last.shape)
+        worth, states = jax.vmap(fusion.score_and_advance)(grown.model_states, token)
+        after = grown._replace(
+            last=token,
+            lengths=grown.lengths + 1,
+            keys=_extend_keys(grown.keys, token),
+            parent_keys=grown.keys,
+            model_scores=grown.model_scores + worth.astype(grown.model_scores.dtype),
+            model_states=states,
+        )
+        grown = jax.tree.map(functools.partial(jnp.where, label >= 0), after, grown)
+    return grown
 
 
 def _candidates(
@@ -290,15 +336,21 @@ def _centred(prefixes: Prefixes) -> Prefixes:
     """Brings the best prefix to 0, where float32 is precise; `offset` counts what is subtracted."""
     total = jnp.logaddexp(prefixes.blank, prefixes.label)
     best = safe_max(jnp.max(total))
-    before, lost = prefixes.offset
-    after = before + best
-    part = after - before
-    lost += (before - (after - part)) + (best - part)  # Knuth's two-sum: what rounding took
     return prefixes._replace(
         blank=prefixes.blank - best,
         label=prefixes.label - best,
-        offset=(after, lost),
+        offset=_plus(prefixes.offset, best),
     )
+
+
+def _plus(
+    offset: tuple[Float[Array, ""], Float[Array, ""]], more: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Adds to a number what rounding then takes to its rounding error (Knuth's two-sum)."""
+    before, lost = offset
+    after = before + more
+    part = after - before
+    return after, lost + ((before - (after - part)) + (more - part))
 
 
 def where(is_so: Bool[ArrayLike, "..."], values: Array, otherwise: int | float) -> Array:

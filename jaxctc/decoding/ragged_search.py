@@ -1,7 +1,7 @@
 """Beam searches of utterances of any lengths, on the host's side: few shapes, narrow beams first.
 
 XLA compiles for each shape. So utterances of like length go together, a power of two of them at a
-time; frames are rounded up to 2ⁿ or 3 · 2ⁿ, and likely tokens to 2ⁿ.
+time; steps and likely tokens are rounded up to 2ⁿ, and only the steps that there are take time.
 """
 
 import functools
@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxctc.alignment import forced_align
-from jaxctc.decoding.beam_search import beam_init, beam_scores, beam_step
-from jaxctc.decoding.likely_tokens import LikelyFrames
+from jaxctc.decoding.beam_search import beam_init, beam_scores
+from jaxctc.decoding.fusion import fusion_of
+from jaxctc.decoding.histories import one_back
+from jaxctc.decoding.likely_tokens import LONGEST_RUN, LikelyFrames, Steps
+from jaxctc.decoding.prefixes import Pruning, appended, extended
 
 _LARGEST_BATCH = 16
 _NARROW = (8, 32)
@@ -26,7 +29,7 @@ class Found(NamedTuple):
     """The prefixes in the beam after one utterance, on the host, in any order."""
 
     labels: Int[np.ndarray, "W L"]
-    """Class ids, -1 after the last."""
+    """Class ids, with -1 for none anywhere among them."""
     log_probs: Float[np.ndarray, "W"]
     """log p(labels | logits) in nats; -inf in unused slots."""
     scores: Float[np.ndarray, "W"]
@@ -43,7 +46,7 @@ def search(
     beam_width: int,
     beam_threshold: float,
 ) -> list[Found]:
-    """The prefixes that `beam_step` finds in each utterance.
+    """The prefixes that `beam_step` finds in each utterance, one step for several frames.
 
     Where all prefixes within the threshold fit into a narrow beam, a wider one holds no others.
     So a narrow one goes first, and a wider one only over what did not fit.
@@ -62,9 +65,9 @@ def search(
         left = [place for place in range(len(frames)) if place not in found]
         for places in _batches(frames, left):
             batch = [frames[place] for place in places]
-            is_full, *results = jax.device_get(
+            is_full, tokens, *results = jax.device_get(
                 _search(
-                    *_stacked(batch),
+                    *_stacked_steps([part.steps for part in batch], blank_id),
                     guide,
                     threshold,
                     blank_id=blank_id,
@@ -74,7 +77,8 @@ def search(
             )
             for row, place in enumerate(places):
                 if width == beam_width or not is_full[row]:
-                    found[place] = Found(*_rows(results, row))
+                    labels = _with_runs(tokens[:, row], frames[place].steps)
+                    found[place] = Found(labels, *_rows(results, row))
     return [found[place] for place in range(len(frames))]
 
 
@@ -103,8 +107,11 @@ def align(
 
 @functools.partial(jax.jit, static_argnames=("blank_id", "beam_width", "top_k"))
 def _search(
-    log_probs: Float[Array, "B T K"],
-    is_padded: Bool[Array, "B T"],
+    log_probs: Float[Array, "S B K"],
+    run_labels: Int[Array, "S B R"],
+    run_last: Int[Array, "S B"],
+    run_log_prob: Float[Array, "S B"],
+    count: Int[Array, ""],
     guide: dict[str, Any],
     beam_threshold: Float[Array, ""],
     *,
@@ -112,21 +119,50 @@ def _search(
     beam_width: int,
     top_k: int,
 ) -> tuple[Array, Array, Array, Array, Any]:
-    """Whether the beams were full, and the fields of `Found`."""
-    batch, frames, _ = log_probs.shape
-    state = beam_init(frames, batch=(batch,), beam_width=beam_width, **guide)
-    state = beam_step(
-        state,
-        log_probs,
-        is_padded,
-        blank_id=blank_id,
+    """Whether the beams were full, the tokens that steps searched, and the rest of `Found`.
+
+    The first four are the fields of `Steps`, and `count` is how many steps there are. What
+    `beam_step` does for a frame, a loop of any length does here for a step.
+    """
+    total, batch, classes = log_probs.shape
+    models = [guide.get(name) for name in ("language_model", "hot_words", "lexicon")]
+    fusion = fusion_of("search", models[0], 1.0, 0.0, *models[1:])
+    pruning = Pruning(
+        blank=blank_id,
         logits_normalized=True,
-        top_k=top_k,
+        candidates=min(top_k, classes - 1),
+        max_length=total * (LONGEST_RUN + 1),
+        min_log_prob=jnp.full_like(beam_threshold, -jnp.inf),
+        blank_threshold=None,
         beam_threshold=beam_threshold,
-        **guide,
     )
-    states = state.prefixes.model_states
-    return state.is_full, state.labels, *beam_scores(state, **guide), states
+
+    @jax.vmap
+    def advance(prefixes, log_probs, labels, last, log_prob):
+        prefixes, origins = extended(prefixes, log_probs, fusion, pruning)
+        return appended(prefixes, labels, last, log_prob, fusion, blank_id), origins
+
+    def forward(place, carry):
+        prefixes, is_full, origins = carry
+        step = [part[place] for part in (log_probs, run_labels, run_last, run_log_prob)]
+        prefixes, (parents, tokens) = advance(prefixes, *step)
+        is_full |= jnp.maximum(prefixes.blank[:, -1], prefixes.label[:, -1]) > -jnp.inf
+        return prefixes, is_full, origins.at[place].set((tokens + 1) * beam_width + parents)
+
+    def backward(place, carry):
+        slots, tokens = carry
+        slots, added = one_back(slots, origins[count - 1 - place])
+        return slots, tokens.at[count - 1 - place].set(added)
+
+    state = beam_init(0, batch=(batch,), beam_width=beam_width, **guide)
+    origins = jnp.zeros((total, batch, beam_width), jnp.int32)
+    first = state.prefixes, state.is_full, origins
+    prefixes, is_full, origins = lax.fori_loop(0, count, forward, first)
+    slots = jnp.broadcast_to(jnp.arange(beam_width, dtype=jnp.int32), (batch, beam_width))
+    _, tokens = lax.fori_loop(0, count, backward, (slots, jnp.full_like(origins, -1)))
+    largest = jnp.max(log_probs, axis=-1) + run_log_prob
+    state = state._replace(prefixes=prefixes, is_nan=jnp.any(jnp.isnan(largest), axis=0))
+    return is_full, tokens, *beam_scores(state, **guide), prefixes.model_states
 
 
 @functools.partial(jax.jit, static_argnames=("blank_id",))
@@ -154,6 +190,42 @@ def _batches(frames: Sequence[LikelyFrames], places: Iterable[int]) -> list[list
     """Utterances of like length, a few at a time."""
     order = sorted(places, key=lambda place: len(frames[place].first))
     return [order[at : at + _LARGEST_BATCH] for at in range(0, len(order), _LARGEST_BATCH)]
+
+
+def _stacked_steps(
+    batch: Sequence[Steps], blank_id: int
+) -> tuple[
+    Float[np.ndarray, "S B K"],
+    Int[np.ndarray, "S B R"],
+    Int[np.ndarray, "S B"],
+    Float[np.ndarray, "S B"],
+    Int[np.ndarray, ""],
+]:
+    """The fields of `Steps` in one of few shapes, and how many steps there are.
+
+    Those that are padding are frames of blanks alone with probability 1, which change no score.
+    """
+    count = max(len(steps.run_last) for steps in batch)
+    shape = _power_of_two(max(count, 16)), _power_of_two(len(batch))
+    log_probs = np.full((*shape, batch[0].log_probs.shape[1]), -np.inf, np.float32)
+    log_probs[..., blank_id] = 0
+    run_labels = np.full((*shape, LONGEST_RUN), -1, np.int32)
+    run_last, run_log_prob = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    for row, steps in enumerate(batch):
+        for padded, part in zip(
+            (log_probs, run_labels, run_last, run_log_prob), steps, strict=True
+        ):
+            padded[: len(part), row] = part
+    return log_probs, run_labels, run_last, run_log_prob, np.asarray(count, np.int32)
+
+
+def _with_runs(tokens: Int[np.ndarray, "S W"], steps: Steps) -> Int[np.ndarray, "W L"]:
+    """The labels of the prefixes of one utterance: what each step searched, then its run."""
+    count, run = steps.run_labels.shape
+    labels = np.empty((tokens.shape[1], count, 1 + run), np.int32)
+    labels[..., 0] = tokens[:count].T
+    labels[..., 1:] = steps.run_labels
+    return labels.reshape(len(labels), -1)
 
 
 def _stacked(

@@ -1,5 +1,6 @@
 """How tokens spell words: from a list of words to a graph of their beginnings, on the host."""
 
+import os
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from jaxctc.text import Vocabulary
 
 BETWEEN = 0
 """The state between words."""
+LONGEST_WORD = 1000
+"""Characters: every beginning of a word takes memory, as long as it is."""
 
 
 class Entry(NamedTuple):
@@ -22,12 +25,21 @@ class Entry(NamedTuple):
     """The string, or the class ids that spell it."""
     where: str
     """The place in the list, for messages."""
+    name: str = ""
+    """What a spelling spells, if the list says so."""
 
 
 def read_entries(
-    function: str, name: str, lines: list[tuple[int, list[str]]], vocabulary: Vocabulary
+    function: str, path: str | os.PathLike[str], vocabulary: Vocabulary
 ) -> list[Entry]:
     """The words of a file, or their spellings."""
+    name = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [(number, line.split()) for number, line in enumerate(file, 1)]
+    except UnicodeDecodeError as error:
+        checks.fail(function, name, "be text in UTF-8", str(error))
+    lines = [line for line in lines if line[1]]
     ids = {token: place for place, token in enumerate(vocabulary.tokens)}
     entries, seen = [], {}
     for number, fields in lines:
@@ -51,7 +63,7 @@ def read_entries(
         if strange is not None:
             remedy = "A line is a word, or a word and the tokens that spell it."
             checks.fail(function, where, "have tokens after the word", repr(strange), remedy)
-        entries.append(Entry([ids[field] for field in spelling], where))
+        entries.append(Entry([ids[field] for field in spelling], where, fields[0]))
     return entries
 
 
@@ -83,13 +95,13 @@ def graph_of_spellings(function: str, entries: list[Entry], vocabulary: Vocabula
     classes, nexts, ends = len(vocabulary.tokens), {}, set()
     for entry in entries:
         state = BETWEEN
-        for token in _spelling(function, entry, vocabulary):
+        for token in spelling_of(function, entry, vocabulary):
             state = nexts.setdefault(state * classes + token, len(nexts) + 1)
         ends.add(state)
     return _graph(nexts, nexts.values(), ends, len(nexts) + 1, classes)
 
 
-def _spelling(function: str, entry: Entry, vocabulary: Vocabulary) -> list[int]:
+def spelling_of(function: str, entry: Entry, vocabulary: Vocabulary) -> list[int]:
     """The class ids of one spelling, checked."""
     requirement = f"be class ids in [0, {len(vocabulary.tokens)}), some of them"
     if isinstance(entry.word, str) or not isinstance(entry.word, Sequence | np.ndarray):
@@ -130,8 +142,13 @@ def graph_of_words(
             requirement = "be a word, not empty"
             requirement += "" if vocabulary.separator is None else " and without white space"
             checks.fail(function, entry.where, requirement, repr(word))
+        is_long = len(word) > LONGEST_WORD
+        if is_long and unknown == "raise":
+            requirement = f"have at most {LONGEST_WORD} characters"
+            remedy = 'unknown="drop" leaves it out.'
+            checks.fail(function, entry.where, requirement, f"{len(word)}", remedy)
         word = f"{mark}{word}"
-        pieces = _pieces(word, ids, lengths)
+        pieces = [] if is_long else _pieces(word, ids, lengths)
         for start, end in pieces:
             source = states[word[:start]]
             keys.append(source * classes + ids[word[start:end]])

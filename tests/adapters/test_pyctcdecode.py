@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ngrams import PlainHypothesis, arpa, random_grams
 
-from jaxctc.adapters.pyctcdecode import build_ctcdecoder
+from jaxctc.adapters.pyctcdecode import Alphabet, build_ctcdecoder
 
 LETTERS = ["<pad>", "|", "a", "b"]
 PIECES = ["▁a", "b", "", "▁", "▁b", "[unk]"]
@@ -155,8 +155,11 @@ def test_the_model_goes_on_from_a_state(grams, model_path, logits):
 
 def test_frames_of_words():
     path = [0, 2, 2, 0, 3, 1, 1, 0, 3, 3]
-    (text, state, words, *_), *_ = build_ctcdecoder(LETTERS).decode_beams(9 * np.eye(4)[path])
-    assert (text, state) == ("ab b", None)
+    (beam, *_) = build_ctcdecoder(LETTERS).decode_beams(9 * np.eye(4)[path])
+    text, state, words, logit_score, lm_score = beam
+    assert (text, state) == (beam.text, beam.last_lm_state) == ("ab b", None)
+    assert words == beam.text_frames
+    assert (logit_score, lm_score) == (beam.logit_score, beam.lm_score)
     assert words == [("ab", (1, 5)), ("b", (8, 10))]
     (_, _, words, *_), *_ = build_ctcdecoder(PIECES).decode_beams(9 * np.eye(6)[[0, 0, 1, 2, 4]])
     assert words == [("ab", (0, 3)), ("b", (4, 5))]
@@ -203,6 +206,29 @@ def test_what_is_ignored_is_said(logits):
         decoder.decode_beams(logits, prune_history=True)
     with pytest.warns(UserWarning, match="unigrams have no effect without kenlm_model_path"):
         build_ctcdecoder(LETTERS, unigrams=["a"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "is_bpe"),
+    [
+        (["a", "b"], ["a", "b", ""], False),
+        (["_", "|", "a"], ["", " ", "a"], False),
+        (["[PAD]", "|", " ", "[unk]"], ["", "|", " ", "⁇"], False),
+        (["<pad>", "<s>", "A", "|"], ["", "<s>", "A", " "], False),
+        (["##b", "a", "[CLS]", "<UNK>", "▁"], ["b", "▁a", "[CLS]", "▁⁇▁", "▁", ""], True),
+        (["▁a", "b", "_", "<pad>"], ["▁a", "b", "_", ""], True),
+    ],
+    ids=str,
+)
+def test_labels_as_pyctcdecode_has_them(labels, expected, is_bpe):
+    alphabet = Alphabet.build_alphabet(labels)
+    assert (alphabet.labels, alphabet.is_bpe) == (expected, is_bpe)
+
+
+def test_one_token_a_frame(logits):
+    """As no other is likely enough: the best path, collapsed."""
+    text = text_of(logits.argmax(axis=1), NAMES["letters"])
+    assert build_ctcdecoder(LETTERS).decode(logits, token_min_logp=0.0) == text
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def _run(
     return [part.reshape(*batch, *part.shape[1:]) for part in solve(folded)]
 
 
-_FIELDS = [None if name == "wildcards" else 0 for name in Problem._fields]
+_FIELDS = [None if name in ("wildcards", "bias") else 0 for name in Problem._fields]
 _STRUCTURE = jax.tree.structure(Problem(*_FIELDS))  # pyright: ignore[reportArgumentType]
 
 solve_p = Primitive("ctc_solve")

@@ -49,6 +49,13 @@ class Layout(NamedTuple):
     block: int
     """Frames of a block, which are unrolled: an even number."""
 
+    @classmethod
+    def of(cls, batch: int, frames: int, labels: int, block: int | None = None) -> "Layout":
+        """The fewest columns; shorter blocks where there are many."""
+        columns = -(-(labels + 2) // THREADS)
+        fitting = next(size for size in (8, 4, 2) if size == 2 or size * columns <= MOST_IN_FLIGHT)
+        return cls(batch, frames, labels, columns, block or fitting)
+
     @property
     def places(self) -> int:
         """For labels, in all threads."""
@@ -63,14 +70,6 @@ class Layout(NamedTuple):
     def filled(self) -> int:
         """T'."""
         return 2 * self.blocks * self.block
-
-
-def layout_of(problem: Problem, block: int | None = None) -> Layout:
-    """The fewest columns; shorter blocks where there are many."""
-    (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
-    columns = -(-(labels + 2) // THREADS)
-    fitting = next(size for size in (8, 4, 2) if size == 2 or size * columns <= MOST_IN_FLIGHT)
-    return Layout(batch, frames, labels, columns, block or fitting)
 
 
 class Sides(NamedTuple):

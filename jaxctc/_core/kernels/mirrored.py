@@ -22,9 +22,9 @@ from jaxctc._core.kernels.chunk_tables import (
 )
 from jaxctc._core.lean import broadcast, reverse, select, take_one
 from jaxctc._core.normalizer import at_least_float32
-from jaxctc._core.problem import Problem, Wildcards, mask_labels
+from jaxctc._core.problem import Bias, Problem, Wildcards, mask_labels
 from jaxctc._core.recursion import Alpha, Transitions, start_blank, transitions, weight_one_in
-from jaxctc._core.semirings import WIDE, Number
+from jaxctc._core.semirings import WIDE, Number, weighed
 
 
 class Pair(NamedTuple):
@@ -93,11 +93,15 @@ def _fill_up_vectors(problem: Problem) -> Problem:
     wildcards = problem.wildcards
     if wildcards is not None:
         wildcards = wildcards._replace(in_gap=filled(wildcards.in_gap))
+    bias = problem.bias
+    if bias is not None:
+        bias = bias._replace(label=filled(bias.label))
     return problem._replace(
         columns=filled(problem.columns),
         is_label=filled(problem.is_label),
         can_skip=filled(problem.can_skip),
         wildcards=wildcards,
+        bias=bias,
     )
 
 
@@ -166,9 +170,25 @@ def emissions(pair: Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]
         either = WIDE.plus(blank, wildcard)
         in_gap = plan.layout.to_layout(pair.wildcards.in_gap[..., None, :], 2)
         blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
+    if problem.bias is not None:
+        blank = weighed(blank, at(problem.bias.blank), WIDE)
+        label = weighed(label, _label_bias(pair, problem.bias, index), WIDE)
     counts = at(problem.is_frame) & plan.layout.to_layout(is_nearer[:, None, :, None], 2)
     blank = blank._replace(mantissa=select(counts, blank.mantissa, -1))
     return lax.optimization_barrier(Chunk(blank, label))
+
+
+def _label_bias(pair: Pair, bias: Bias, index: Int[Array, ""]) -> Float[Array, "2 B chunk_size N"]:
+    """Of a chunk, laid out; the image reads frames and labels from the end."""
+    plan = pair.plan
+    early = index * plan.chunk_size
+    parts = [
+        lax.dynamic_slice_in_dim(
+            bias.label, first, plan.chunk_size, -2, allow_negative_indices=False
+        )
+        for first in (early, plan.frames - plan.chunk_size - early)
+    ]
+    return plan.layout.to_layout(jnp.stack([parts[0], reverse(parts[1], -2, -1)]), 2)
 
 
 def frame_of(chunk: Chunk, offset: Int[Array, ""], layout: Layout) -> Chunk:

@@ -35,7 +35,6 @@ from jaxctc._core.kernels.gpu_layout import (
     Sides,
     by_label,
     inverse,
-    layout_of,
     sides_of,
     total_of,
 )
@@ -88,6 +87,8 @@ def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
         return "The GPU kernel computes in float32, not in float64."
     if problem.wildcards is not None:
         return "The GPU kernel knows no wildcards."
+    if problem.bias is not None:
+        return "The GPU kernel knows no label_bias."
     labels = problem.is_label.shape[-1]
     if labels > MOST_LABELS:
         return f"The GPU kernel takes {MOST_LABELS} labels, not {labels}."
@@ -128,7 +129,8 @@ def log_total_and_occupancies(
 
 
 def _plan(problem: Problem, label_loop: bool, interpret: Interpret) -> Plan:
-    layout = layout_of(problem, EMULATED_BLOCK if interpret else None)
+    (batch, frames), labels = problem.is_frame.shape, problem.is_label.shape[-1]
+    layout = Layout.of(batch, frames, labels, EMULATED_BLOCK if interpret else None)
     return Plan(layout, label_loop, interpret)
 
 

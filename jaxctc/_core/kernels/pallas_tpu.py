@@ -79,6 +79,8 @@ def unsupported(problem: Problem, *, label_loop: bool) -> str | None:
         return "The TPU kernel computes in float32, not in float64."
     if problem.wildcards is not None:
         return "The TPU kernel knows no wildcards."
+    if problem.bias is not None:
+        return "The TPU kernel knows no label_bias."
     labels = problem.is_label.shape[-1]
     if labels > most_labels():
         return f"{most_labels()} labels fit the memory of a TPU core, not {labels}."
