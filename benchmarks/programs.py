@@ -171,6 +171,12 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
     def biased(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *a: function(*a[:4], label_bias=a[4])
 
+    two_each = (sizes.batch, sizes.labels, 2)
+    choices = (*ctc[:2], *(ShapeDtypeStruct(two_each, dtype) for dtype in (jnp.int32, jnp.float32)))
+
+    def of_choices(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a: function(*a[:3], None, label_log_weights=a[3])
+
     hidden, width = jaxctc.ctc_loss_from_hidden, 64
     layer = (
         ShapeDtypeStruct((sizes.batch, sizes.frames, width), jnp.float32),
@@ -194,13 +200,17 @@ def _of_the_lattice(sizes: Sizes) -> Entries:
         "ctc_loss (wildcard, priors), gradient": (grad(with_priors, (0, 4)), priors),
         "ctc_loss (label_bias)": (biased(loss), bias),
         "ctc_loss (label_bias), gradient": (grad(biased(loss), (0, 4)), bias),
+        "ctc_loss (label_log_weights)": (of_choices(loss), choices),
+        "ctc_loss (label_log_weights), gradient": (grad(of_choices(loss), (0, 3)), choices),
         "ctc_loss_from_hidden": (hidden, (*layer, *ctc[1:])),
         "ctc_loss_from_hidden, gradient": (grad(hidden, (0, 1, 2)), (*layer, *ctc[1:])),
         "forced_align": (jaxctc.forced_align, ctc),
         "forced_align, spans alone": (lambda *a: jaxctc.forced_align(*a)[:3], ctc),
         "forced_align (wildcard)": (with_options(jaxctc.forced_align, **wildcard), ctc),
         "forced_align (label_bias)": (biased(jaxctc.forced_align), bias),
+        "forced_align (label_log_weights)": (of_choices(jaxctc.forced_align), choices),
         "posteriors (label_bias)": (biased(jaxctc.posteriors), bias),
+        "posteriors (label_log_weights)": (of_choices(jaxctc.posteriors), choices),
         "forced_align, gradient of the score": (
             grad(lambda *a: jaxctc.forced_align(*a).score),
             ctc,

@@ -45,12 +45,12 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "digits": Size(64, 3, 4, 7, (1, 2)),
+    "digits": Size(64, 2, 4, 7, (1, 2)),
     "tiny": Size(128, 3, 4, 15, (1, 2)),
     "base": Size(256, 20, 4, 31, (2, 2)),
     "large": Size(512, 20, 8, 31, (2, 2)),
 }
-"""About 0.3, 1, 30 and 120 million parameters."""
+"""About 0.2, 1, 30 and 120 million parameters."""
 
 _IN, _OUT = PartitionSpec(MODEL), PartitionSpec(None, MODEL)
 _PLACES = {

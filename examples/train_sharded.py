@@ -35,6 +35,7 @@ What to try next: your own features and labels in `share_of_lines`, with buckets
 
 import argparse
 import functools
+import math
 import operator
 import os
 from typing import Any
@@ -184,13 +185,13 @@ def mesh_shape(text: str) -> dict[str, int]:
 def options() -> OneLine:
     """What the command line takes."""
     parser = OneLine(__doc__)
-    parser.add_argument("--steps", type=positive, default=750, help="updates (default: 750)")
+    parser.add_argument("--steps", type=positive, default=900, help="updates (default: 900)")
     parser.add_argument("--seed", type=seed, default=0, help="of model and lines (default: 0)")
     parser.add_argument("--batch-size", type=positive, help="over all devices (default: 32)")
     parser.add_argument("--checkpoints", type=folder, help="folder to go on from")
     parser.add_argument("--save-every", type=positive, default=50, help="steps (default: 50)")
     parser.add_argument(
-        "--learning-rate", type=rate, default=3e-3, help="the highest (default: 0.003)"
+        "--learning-rate", type=rate, help="the highest (default: 0.04 / sqrt(width))"
     )
 
     what = parser.add_argument_group("what is computed, and where")
@@ -254,7 +255,8 @@ def plan_of(arguments: argparse.Namespace, features: int, classes: int, platform
         dtype=arguments.dtype or by_platform,
         remat=by_size if arguments.remat is None else arguments.remat,
         steps=arguments.steps,
-        learning_rate=arguments.learning_rate,
+        # The paper has 0.05, for wider models.
+        learning_rate=arguments.learning_rate or 0.04 / math.sqrt(SIZES[arguments.size].width),
     )
 
 
@@ -293,6 +295,7 @@ def main() -> None:
     devices = jax.device_count()
     shape = arguments.mesh or {DATA: devices, MODEL: 1}
     plan = plan_of(arguments, HEIGHT, CLASSES, jax.default_backend())
+    arguments.learning_rate = plan.learning_rate
     wrong = complaint(plan, shape, devices, arguments.batch_size)
     if wrong:
         parser.error(wrong)

@@ -281,7 +281,7 @@ def test_a_training_goes_on_with_kernels_on_another_mesh(tmp_path):
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-OF_A_RUN = "{{'steps': {}, 'seed': 0, 'batch_size': 32, 'size': 'digits', 'learning_rate': 0.003}}"
+OF_A_RUN = "{{'steps': {}, 'seed': 0, 'batch_size': 32, 'size': 'digits', 'learning_rate': 0.005}}"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ OF_A_RUN = "{{'steps': {}, 'seed': 0, 'batch_size': 32, 'size': 'digits', 'learn
     [
         (
             [],
-            f"--checkpoints: must be of this run, {OF_A_RUN.format(750)}; got {{'steps': 9}}",
+            f"--checkpoints: must be of this run, {OF_A_RUN.format(900)}; got {{'steps': 9}}",
         ),
         (
             ["--mesh", "data=3,model=1"],
