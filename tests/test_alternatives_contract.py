@@ -256,6 +256,7 @@ def test_priors_weigh_the_classes(rng):
     ("options", "message"),
     [
         ({"wildcard_id": 4}, "wildcard_id must be None with label_log_weights; got 4"),
+        ({"label_bias": 0.0}, "label_bias must be None with label_log_weights; got both"),
         ({"implementation": "pallas"}, 'implementation must be None or "xla" here; .* one class'),
         ({"weights": np.zeros((3, 2), np.float32)}, r"label_log_weights must have shape \(3, 3\)"),
         ({"weights": np.zeros((3, 3), np.int32)}, "label_log_weights must be real numbers"),
