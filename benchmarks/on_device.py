@@ -8,7 +8,8 @@ Three steps on JAX's default device, as far as the time goes:
                the time, in a process of their own, which has the device to itself)
     accuracy   float32 losses and gradients against our own in float64 on the CPU, beside optax's
     times      of the loss and its gradient, plain and by the kernel of this platform, where it has
-               one, beside optax and, where it is installed, PyTorch; of the other functions alone
+               one, beside optax and, where it is installed, PyTorch, on a GPU with cuDNN's
+               kernels, too; of the other functions alone
 
 What they found is written after each step, to one JSON and one Markdown file that name the device,
 its driver and all versions, and can be committed as they are. What there was no time for is listed
@@ -36,11 +37,13 @@ import jax.numpy as jnp
 import jaxctc
 from benchmarks import accuracy
 from benchmarks.loss import Plan, details, summary, time_shape
-from benchmarks.peers import KERNEL
+from benchmarks.peers import CUDNN, KERNEL
 from benchmarks.shapes import GROUPS, SHAPES, make_batch
 from benchmarks.timing import in_words, machine, measure, names_from, positive, table
 
 ROOT = Path(__file__).parents[1]
+EVEN = "even"
+"""The shape that cuDNN's loss takes."""
 SUITES = [
     "tests/test_published_numbers.py",
     "tests/test_loss.py",
@@ -121,7 +124,10 @@ def time_losses(shapes: Sequence[str], plan: Plan, clock: Clock) -> dict[str, An
     """Cells of `benchmarks.loss`, for as many shapes as there is time for."""
     cells, left = [], list(shapes)
     while left and clock.left > 0:
-        cells += time_shape(left.pop(0), plan, lambda: None)
+        shape, libraries = left.pop(0), list(plan.libraries)
+        if shape == EVEN and "torch" in libraries and jax.default_backend() == "gpu":
+            libraries.append(CUDNN)
+        cells += time_shape(shape, plan._replace(libraries=libraries), lambda: None)
     return {"cells": cells, "not done": left}
 
 
@@ -278,8 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shapes",
         type=names_from(shapes),
-        default=GROUPS["design"],
-        help=f"with commas between: {', '.join(shapes)} (default: design)",
+        default=[*GROUPS["design"], EVEN],
+        help=f"with commas between: {', '.join(shapes)} (default: design,{EVEN})",
     )
     parser.add_argument(
         "--suites",

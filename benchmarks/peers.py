@@ -93,15 +93,23 @@ def _lengths(paddings: np.ndarray) -> np.ndarray:
     return (1 - np.asarray(paddings)).sum(-1).astype(np.int32)
 
 
-def _torch(batch: Batch, task: str) -> Prepared:
-    """PyTorch's own kernels: it takes cuDNN's only where no frame of the batch is padded."""
+def _torch(batch: Batch, task: str, *, by_cudnn: bool = False) -> Prepared:
+    """PyTorch's own kernels, or on a GPU those of cuDNN.
+
+    PyTorch takes these where no frame is padded, and labels, at most 256 of an example, stand one
+    after the other in the host's memory.
+    """
+    if by_cudnn and np.any(batch.logit_paddings):
+        raise ValueError(f"{CUDNN}: no frame must be padded, as in the shape 'even'.")
     torch: Any = importlib.import_module("torch")
     is_on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     device = torch.device("cuda" if is_on_gpu else "cpu")
     logits = torch.tensor(np.asarray(batch.logits), device=device, requires_grad=True)
-    labels = torch.tensor(np.asarray(batch.labels), device=device)
     frames = torch.tensor(_lengths(batch.logit_paddings))
     places = torch.tensor(_lengths(batch.label_paddings))
+    labels = torch.tensor(np.asarray(batch.labels), device=device)
+    if by_cudnn:
+        labels = torch.tensor(np.asarray(batch.labels)[np.asarray(batch.label_paddings) == 0])
 
     def loss():
         log_probs = logits.log_softmax(-1).transpose(0, 1)
@@ -140,8 +148,8 @@ def _tensorflow(batch: Batch, task: str) -> Prepared:
     return Prepared(lambda: compute(*inputs), "cpu")
 
 
-KERNEL = "jaxctc (pallas)"
-"""Not among the libraries that are looked for: there is no kernel for a CPU."""
+CUDNN, KERNEL = "torch (cuDNN)", "jaxctc (pallas)"
+"""Not among the libraries that are looked for: a CPU has neither."""
 PEERS = {
     "floor": Peer(_floor),
     "jaxctc": Peer(_jax(jaxctc.ctc_loss)),
@@ -149,6 +157,7 @@ PEERS = {
     "optax": Peer(_jax(optax.ctc_loss)),
     "keras": Peer(_jax(_keras)),
     "torch": Peer(_torch),
+    CUDNN: Peer(functools.partial(_torch, by_cudnn=True)),
     # It multiplies [T, B, 1, K] by [1, B, N, K] and, at each frame, all pairs of states.
     "tensorflow": Peer(_tensorflow, is_tried_first=True),
 }

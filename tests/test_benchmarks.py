@@ -185,6 +185,20 @@ def test_lexicon(benchmark, tmp_path, capsys):
         assert beside < without, "a lexicon helps"
 
 
+def test_cudnn_takes_what_torch_takes_without_padded_frames(benchmark):
+    """On a CPU the loss is torch's; that cuDNN computes it on a GPU, only a GPU can show."""
+    pytest.importorskip("torch", reason="needs the extra `compare`")
+    shapes, peers = benchmark("shapes"), benchmark("peers")
+    tiny = shapes.SHAPES["tiny"]
+    even = shapes.make_batch(tiny._replace(shortest=1.0))
+    assert not even.logit_paddings.any()
+    losses = [peers.PEERS[name].prepare(even, "grad").call() for name in ("torch", peers.CUDNN)]
+    for other, own in zip(*losses, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-6)
+    with pytest.raises(ValueError, match="no frame must be padded"):
+        peers.PEERS[peers.CUDNN].prepare(shapes.make_batch(tiny), "grad")
+
+
 def test_on_device(benchmark, tmp_path, capsys, monkeypatch):
     on_device = benchmark("on_device")
     monkeypatch.setattr(on_device, "ACCURACY", [("×1", (100, 20))])

@@ -107,7 +107,8 @@ def _run(
     return [part.reshape(*batch, *part.shape[1:]) for part in solve(folded)]
 
 
-_FIELDS = [None if name in ("wildcards", "bias") else 0 for name in Problem._fields]
+_UNKNOWN = "wildcards", "bias", "alternatives"  # to all kernels
+_FIELDS = [None if name in _UNKNOWN else 0 for name in Problem._fields]
 _STRUCTURE = jax.tree.structure(Problem(*_FIELDS))  # pyright: ignore[reportArgumentType]
 
 solve_p = Primitive("ctc_solve")
