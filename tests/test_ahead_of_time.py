@@ -213,7 +213,8 @@ def compile_for(monkeypatch):
 
 def check_training(compile_for, machines, shape, kernel):
     """Devices exchange what the step says they do, to the byte, and kernels run as they are."""
-    layers, width, batch, frames, labels, classes = 3, 64, 16, 64, 10, 40
+    width, layers, *_ = compile_for.SIZES["digits"]
+    batch, frames, labels, classes = 16, 64, 10, 40
     plan = compile_for.Plan(
         "digits", 16, classes, "sharded", "pallas", 1, "bfloat16", False, 1000, 1e-3
     )
