@@ -283,7 +283,9 @@ class TestTpu:
         """Mosaic takes the kernels, no loop is left outside of them, and little else."""
         program = programs_of("kernels", shape, target)["jaxctc", name]
         cost = ahead_of_time.cost_for(target, program.function, program.arguments)
-        assert cost.kernels == ["tpu_custom_call"] * EVERY_KERNEL_PROGRAM[name]
+        # XLA:TPU calls its way of putting arrays together a custom call, too.
+        kernels = [kernel for kernel in cost.kernels if kernel != "ConcatBitcast"]
+        assert kernels == ["tpu_custom_call"] * EVERY_KERNEL_PROGRAM[name]
         assert not faults(cost, program.most_turns)
         if is_same_compiler() and (target, name) == ("v5e", GRADIENT):
             milliseconds = {"char": 0.21, "bpe1k": 2.5}[shape]
