@@ -27,7 +27,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING
 
-from jaxctc.alignment import Alignment, forced_align
+from jaxctc.alignment import Alignment, AlignmentOfChoices, forced_align
 from jaxctc.batching import PaddedBatch, pad_to_bucket
 from jaxctc.decoding.arpa import read_arpa
 from jaxctc.decoding.automata import Automaton
@@ -98,6 +98,7 @@ from jaxctc.versions import show_versions
 
 __all__ = [
     "Alignment",
+    "AlignmentOfChoices",
     "Automaton",
     "BeamState",
     "CustomModel",

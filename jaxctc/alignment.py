@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,19 @@ class Alignment(NamedTuple):
     """In [0, 1]: the largest posterior probability of the label in a frame of its own."""
     score: Float[Array, "*B"]
     """Log-probability of the path, in nats."""
-    alternatives: Int[Array, "*B N"] | None = None
-    """Which alternative of each label the path takes; None without `label_log_weights`."""
+
+
+class AlignmentOfChoices(NamedTuple):
+    """As `Alignment`, where each label is one of several classes (`label_log_weights`)."""
+
+    frame_labels: Int[Array, "*B T"]
+    starts: Int[Array, "*B N"]
+    ends: Int[Array, "*B N"]
+    confidences: Float[Array, "*B N"]
+    score: Float[Array, "*B"]
+    """The weights of the alternatives that the path takes are part of it."""
+    alternatives: Int[Array, "*B N"]
+    """Which alternative of each label the path takes, from 0 on."""
 
 
 def forced_align(
@@ -98,7 +109,8 @@ def forced_align(
         of the frame it leads to. None lets paths pass anywhere.
 
     Returns:
-      `Alignment`, with labels in the places where they were given. Spans are ordered and
+      `Alignment`, with labels in the places where they were given; with `label_log_weights`,
+      `AlignmentOfChoices`. Spans are ordered and
       disjoint, and `frame_labels` spells the labels (`jaxctc.collapse`, with the same
       `label_loop`); a wildcard that absorbs nothing has no frames. The confidence of a label is
       the largest value that `jaxctc.posteriors` (of all alignments, in the band or not) has for
@@ -175,10 +187,13 @@ def _aligned(
     score = _score(inputs, config, lattice, paths, found)
     best = Alignment(shown[..., 0, : config.num_frames], starts, ends, sure, score)
     weights = inputs.scores.label_log_weights
-    return best if weights is None else _of_labels(best, weights)
+    if weights is None:
+        return best
+    # Checkers of types are told what nearly all callers get, who unpack it.
+    return cast(Alignment, _of_labels(best, weights))
 
 
-def _of_labels(best: Alignment, log_weights: Float[Array, "*B N A"]) -> Alignment:
+def _of_labels(best: Alignment, log_weights: Float[Array, "*B N A"]) -> AlignmentOfChoices:
     """The alignment of a row of alternatives as that of the labels, of which each took one."""
     starts, ends, sure = (
         part.reshape(log_weights.shape) for part in (best.starts, best.ends, best.confidences)
@@ -188,7 +203,7 @@ def _of_labels(best: Alignment, log_weights: Float[Array, "*B N A"]) -> Alignmen
     which = jnp.where(jnp.any(is_taken, axis=-1), which, jnp.full_like(which, -1))
     paid = jnp.sum(jnp.where(is_taken, log_weights, jnp.zeros_like(log_weights)), axis=(-2, -1))
     starts, ends, sure = (jnp.max(part, axis=-1) for part in (starts, ends, sure))
-    return Alignment(best.frame_labels, starts, ends, sure, best.score + paid, which)
+    return AlignmentOfChoices(best.frame_labels, starts, ends, sure, best.score + paid, which)
 
 
 def _places(lattice: Lattice, paths: Paths) -> Int[Array, "*B T"]:

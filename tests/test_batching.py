@@ -124,7 +124,7 @@ FAULTS = {
     "ragged frames": (
         ([[[1.0, 2.0], [1.0]]], LABELS[:1], BUCKETS),
         {},
-        "frames of example 0 must be an array; got a list of 2.",
+        "frames of example 0 must be an array of NumPy; got a list of 2.",
     ),
     "ragged labels": (
         (FRAMES[:1], [[[1], [1, 2]]], BUCKETS),

@@ -351,7 +351,7 @@ def test_decode_writes_times(doubtful):
     [
         (["-o", "a.srt"], "decode: --frame-seconds must be given for .srt; got None"),
         (["--best", "20"], "decode: --best must be at most 16; got 20. See --beam-width."),
-        (["--arpa", "tokens.txt"], "read_arpa: line 11 of tokens.txt must be there"),
+        (["--arpa", "tokens.txt"], "read_arpa: line 11 of tokens.txt must be \\data\\"),
         (["--hot-words", "hot.txt"], "decode: hot.txt must have numbers after tabs; got 'bob\\tx'"),
         (["--lexicon", "tokens.txt"], "read_lexicon: tokens.txt must have tokens that spell each"),
         (["--lexicon", "empty.txt"], "read_lexicon: empty.txt must have words; got none"),
