@@ -149,7 +149,8 @@ def faults(cost, most_turns):
 
 def assert_within(cost, recorded):
     """No dearer than it was."""
-    assert cost.launches <= SLACK * recorded["launches"]
+    # On a TPU what counts is cycles: XLA parts the same work into more or fewer operations.
+    assert cost.launches <= (SLACK if cost.cycles == 0 else 1.1) * recorded["launches"]
     assert cost.cycles <= SLACK * recorded["cycles"]
     assert cost.memory <= SLACK * recorded["memory"] + MEGABYTE
 
