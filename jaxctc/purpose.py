@@ -13,6 +13,9 @@ from jaxctc._core.derivatives import nan_where
 from jaxctc.frame_losses import cross_entropy
 from jaxctc.posteriors import sample_alignments
 
+# In an eager call `jax_debug_nans` would stop at the NaN that nobody takes.
+_nan_where = jax.jit(nan_where)
+
 
 def purpose_loss(
     key: PRNGKeyArray,
@@ -87,4 +90,4 @@ def purpose_loss(
     is_drawn = jnp.any(drawn >= 0, axis=-1)
     gap = jnp.sum(jnp.where(is_drawn, gap, jnp.zeros_like(gap)), axis=-1) / max(num_samples, 1)
     is_nan = jnp.any(~(inputs.logits < jnp.inf) & inputs.is_frame[..., None], axis=(-2, -1))
-    return gap * nan_where(is_nan, gap)
+    return gap * _nan_where(is_nan, gap)

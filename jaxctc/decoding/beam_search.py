@@ -468,6 +468,11 @@ def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) 
     number = checks.count(function, "num_hypotheses", num_hypotheses, least=1)
     if number > width:
         checks.fail(function, "num_hypotheses", f"be at most the beam width {width}", number)
+    hypotheses = _compiled_hypotheses if _is_argument(fusion) else _hypotheses
+    return hypotheses(number, state, fusion)
+
+
+def _hypotheses(number: int, state: BeamState, fusion: Fusion) -> Hypotheses:
     ranks, order = lax.top_k(_ranks(state, fusion), number)
     prefixes = state.prefixes
     offset = jnp.expand_dims(functools.reduce(jnp.add, prefixes.offset), -1)
@@ -483,3 +488,6 @@ def _best(function: str, state: BeamState, fusion: Fusion, num_hypotheses: Any) 
         ends=None,
         confidences=None,
     )
+
+
+_compiled_hypotheses = jax.jit(_hypotheses, static_argnums=0)
