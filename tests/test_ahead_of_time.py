@@ -477,8 +477,8 @@ def test_every_row_is_of_a_program():
 def test_every_function_has_a_program():
     """Every public function that can be jitted, value or gradient."""
     arrays = {"beam_init", "build_lexicon", "format_errors", "hot_words", "pad_to_bucket"}
-    arrays |= {"read_arpa", "read_lexicon"}
-    files = {"format_spans", "group_spans", "timed_spans", "write_spans"}
+    arrays |= {"read_arpa", "read_lexicon", "read_spellings"}
+    files = {"format_spans", "group_spans", "show_versions", "timed_spans", "write_spans"}
     plots = {"plot_alignment", "plot_error_rates", "plot_posteriors"}
     on_the_host = arrays | files | plots
     public = {name for name in jaxctc.__all__ if inspect.isfunction(getattr(jaxctc, name))}

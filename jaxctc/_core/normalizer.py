@@ -69,9 +69,10 @@ def _largest_and_rest(
 @_largest_and_rest.defjvp
 def _largest_and_rest_jvp(primals, tangents):
     logits, blank = primals
-    largest, rest = _largest_and_rest(logits, blank)
+    # In two reads everywhere: the derivative needs the exponentials themselves, and shares them.
+    largest = at_least_float32(jnp.max(logits, axis=-1))
     shift = safe_max(largest)
-    _, movement = jax.jvp(lambda logits: _rest(logits, shift, blank), (logits,), (tangents[0],))
+    rest, movement = jax.jvp(lambda logits: _rest(logits, shift, blank), (logits,), (tangents[0],))
     return (largest, rest), (jnp.zeros_like(largest), movement)
 
 
