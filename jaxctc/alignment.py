@@ -51,16 +51,20 @@ class Alignment(NamedTuple):
 
 
 class AlignmentOfChoices(NamedTuple):
-    """As `Alignment`, where each label is one of several classes (`label_log_weights`)."""
+    """The best path where each label is one of several classes (`label_log_weights`)."""
 
     frame_labels: Int[Array, "*B T"]
+    """As of `Alignment`, and so for the next three."""
     starts: Int[Array, "*B N"]
+    """First frames."""
     ends: Int[Array, "*B N"]
+    """Last frames."""
     confidences: Float[Array, "*B N"]
+    """In [0, 1], each of the alternative that was taken."""
     score: Float[Array, "*B"]
-    """The weights of the alternatives that the path takes are part of it."""
+    """Log-probability of the path, in nats, with the weights of the alternatives that it takes."""
     alternatives: Int[Array, "*B N"]
-    """Which alternative of each label the path takes, from 0 on."""
+    """Which alternative of each label the path takes, from 0 on; -1 where there is no label."""
 
 
 def forced_align(

@@ -70,7 +70,7 @@ def _largest_and_rest(
 def _largest_and_rest_jvp(primals, tangents):
     logits, blank = primals
     # In two reads everywhere: the derivative needs the exponentials themselves, and shares them.
-    largest = at_least_float32(jnp.max(logits, axis=-1))
+    largest = at_least_float32(jnp.max(lax.stop_gradient(logits), axis=-1))
     shift = safe_max(largest)
     rest, movement = jax.jvp(lambda logits: _rest(logits, shift, blank), (logits,), (tangents[0],))
     return (largest, rest), (jnp.zeros_like(largest), movement)
