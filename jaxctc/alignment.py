@@ -27,6 +27,7 @@ from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, normalizer, sum_over_frames
 from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import Paths, best_path, frame_classes, frame_ids, occupancies_along
+from jaxctc._core.problem import expected_size
 from jaxctc._core.semirings import WIDE, Semiring
 
 _BAND = (
@@ -259,7 +260,7 @@ def _occupancies_along(
     With alternatives there is no other way.
     """
     lattice = build_lattice(inputs, config)
-    is_small = 4 * places.size * lattice.labels.shape[-1] <= MAX_RESIDENT_BYTES
+    is_small = 4 * expected_size(places) * lattice.labels.shape[-1] <= MAX_RESIDENT_BYTES
     if lattice.problem.alternatives is None and not (semiring is WIDE and is_small):
         return occupancies_along(lattice, semiring, places, label_loop=config.label_loop)
     _, found = solve(lattice.problem, config, differentiable=semiring is not WIDE)

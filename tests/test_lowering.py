@@ -6,10 +6,12 @@ What a compiler makes of it for a TPU or a GPU is the matter of `test_ahead_of_t
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import BATCHES, batch_of
-from jax.export import export
+from jax.export import export, symbolic_shape
 
+from benchmarks.programs import Sizes, programs
 from jaxctc import ctc_loss, error_counts, forced_align, greedy_decode, prefix_beam_search
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -40,13 +42,16 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize(
+BY_NAME = pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=[] if name in ("ctc_loss", "gradient") else pytest.mark.slow)
         for name in FUNCTIONS
     ],
 )
+
+
+@BY_NAME
 def test_one_program_for_all_platforms(name):
     """No double precision, no call of anything else; run here, it gives the same."""
     function, arguments = jax.jit(FUNCTIONS[name]), batch_of(BATCHES[0])
@@ -59,6 +64,48 @@ def test_one_program_for_all_platforms(name):
     chex.assert_trees_all_close(
         program.call(*arguments), function(*arguments), rtol=1e-6, atol=1e-6
     )
+
+
+BATCH = 19
+
+
+def for_any_batch(arguments):
+    """Shapes of arrays for `BATCH` examples, with an unknown number in its place."""
+    (any_batch,) = symbolic_shape("b")
+
+    def shape_of(part):
+        shape = [any_batch if size == BATCH else size for size in part.shape]
+        return jax.ShapeDtypeStruct(shape, part.dtype)
+
+    return jax.tree.map(shape_of, arguments)
+
+
+@BY_NAME
+def test_a_batch_of_any_size(name):
+    """One example, or so many that a loss of its own size has another layout."""
+    examples = batch_of(BATCHES[0])
+
+    def batch(size):
+        return tuple(np.resize(part, (size, *part.shape[1:])) for part in examples)
+
+    function = jax.jit(FUNCTIONS[name])
+    program = export(function)(*for_any_batch(batch(BATCH)))
+    for size in (1, 6, 40):
+        found, expected = program.call(*batch(size)), function(*batch(size))
+        chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+PROGRAMS = {
+    name: program
+    for name, program in programs(Sizes(BATCH, 23, 5, 7)).items()
+    if "in a row" not in name  # those lengths are known, and so is their number
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_takes_a_batch_of_any_size(name):
+    export(jax.jit(PROGRAMS[name].function))(*for_any_batch(PROGRAMS[name].arguments))
 
 
 def test_a_fault_would_be_seen():

@@ -32,7 +32,7 @@ from jaxctc._core.frames import (
 )
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import safe_max
-from jaxctc._core.problem import Alternatives, Problem
+from jaxctc._core.problem import Alternatives, Problem, expected_size
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
@@ -167,7 +167,7 @@ def log_total_and_occupancies(
         nothing = jnp.zeros_like(problem.is_label, problem.frame_max.dtype)
         return _initial(problem, alternatives, semiring, backward=True), nothing
 
-    frames, states = problem.is_frame.shape[-1], problem.is_label.size + problem.label_count.size
+    frames, states = problem.is_frame.shape[-1], _states(problem)
     last, (_, taken), occupancies = checkpointed_passes(
         ahead,
         back,
@@ -179,6 +179,11 @@ def log_total_and_occupancies(
     )
     found = _log_total_at_end(problem, alternatives, last, forward, semiring)
     return found, jnp.moveaxis(occupancies, 0, -2), taken
+
+
+def _states(problem: Problem) -> int:
+    """Of all examples."""
+    return expected_size(problem.is_label) + expected_size(problem.label_count)
 
 
 def best_states(
@@ -214,7 +219,7 @@ def best_states(
         # A path comes to the last blank, from itself or the last label, without another frame.
         return origin(last, 2 * problem.label_count)
 
-    frames, states = problem.is_frame.shape[-1], problem.is_label.size + problem.label_count.size
+    frames, states = problem.is_frame.shape[-1], _states(problem)
     last, path = checkpointed_scan(
         forward,
         backward,

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int
 from jaxctc._core.frames import Emissions, checkpoint_interval, checkpointed_passes, frames_of
 from jaxctc._core.lean import broadcast, select, take_one
 from jaxctc._core.normalizer import at_least_float32
-from jaxctc._core.problem import Problem
+from jaxctc._core.problem import Problem, expected_size
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
@@ -75,7 +75,7 @@ def changed_totals(
       column means nothing.
     """
     classes, places = problem.scores.shape[-1], labels.shape[-1] + int(insert)
-    most = MAX_NUMBERS // max(places * problem.label_count.size, 1)
+    most = MAX_NUMBERS // max(places * expected_size(problem.label_count), 1)
     number = -(-classes // max(most, LEAST_CLASSES))
     size = -(-classes // number)
     change = functools.partial(
@@ -189,7 +189,7 @@ def _changes(
         start_backward,
         frames_of(problem, semiring),
         frames,
-        interval=checkpoint_interval(frames, 8 * states * problem.label_count.size),
+        interval=checkpoint_interval(frames, 8 * states * expected_size(problem.label_count)),
     )
     return totals, missing
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
-from jaxctc._core.problem import Problem, label_scores
+from jaxctc._core.problem import Problem, expected_size, label_scores
 from jaxctc._core.semirings import WIDE, Number, Semiring, weighed
 
 CHUNK_FRAMES = 16
@@ -85,7 +85,7 @@ def frames_of(problem: Problem, semiring: Semiring, *, in_chunks: bool | None = 
     """
     at_once = problem.is_frame.shape[-1]
     if semiring is WIDE if in_chunks is None else in_chunks:
-        at_once = max(CHUNK_FRAMES, CHUNK_NUMBERS // max(problem.is_label.size, 1))
+        at_once = max(CHUNK_FRAMES, CHUNK_NUMBERS // max(expected_size(problem.is_label), 1))
     return Frames(functools.partial(emissions, problem, semiring=semiring), at_once)
 
 

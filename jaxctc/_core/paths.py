@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from jaxctc._core.alternatives import best_states
 from jaxctc._core.emissions import Config, Lattice
 from jaxctc._core.frames import Emissions, checkpoint_interval, checkpointed_scan, frames_of
-from jaxctc._core.problem import Problem, Wildcards, wildcard_share
+from jaxctc._core.problem import Problem, Wildcards, expected_size, wildcard_share
 from jaxctc._core.recursion import (
     Alpha,
     Transitions,
@@ -211,7 +211,7 @@ def occupancies_along(
         state = lax.dynamic_index_in_dim(states, frame, -1)
         return (_number_at(alpha, state, semiring),)
 
-    bytes_per_frame = 8 * problem.label_count.size
+    bytes_per_frame = 8 * expected_size(problem.label_count)
     _, (along,) = occupancies(
         problem, semiring, select, label_loop=label_loop, bytes_per_frame=bytes_per_frame
     )
@@ -293,7 +293,7 @@ def _frames_last(paths: Paths) -> Paths:
 
 def _interval(problem: Problem, bytes_per_frame: int) -> int:
     frames = problem.is_frame.shape[-1]
-    return checkpoint_interval(frames, bytes_per_frame * problem.label_count.size)
+    return checkpoint_interval(frames, bytes_per_frame * expected_size(problem.label_count))
 
 
 def _is_gap(wildcards: Wildcards, states: Int[Array, "T *B S"]) -> Bool[Array, "T *B S"]:

@@ -11,6 +11,7 @@ may be skipped.) Blanks and labels are kept in two arrays: all blanks of a frame
 and all that a step needs is the labels shifted by one.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -84,6 +85,17 @@ class Problem(NamedTuple):
     alternatives: Alternatives | None = None
     """With A for each label, those of all labels stand in one row, N times A, wherever labels do,
     and `can_skip` means nothing. No kernel knows them."""
+
+
+ANY_BATCH = 32
+
+
+def expected_size(part: Array) -> int:
+    """How many numbers there are, for a schedule to reckon with.
+
+    A program exported for a batch of any size is laid out for `ANY_BATCH` examples.
+    """
+    return math.prod(size if isinstance(size, int) else ANY_BATCH for size in part.shape)
 
 
 def label_scores(problem: Problem, first: Int[Array, ""], count: int) -> Float[Array, "*B F N"]:

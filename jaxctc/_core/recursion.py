@@ -38,7 +38,7 @@ from jaxctc._core.frames import (
     scan_frames,
 )
 from jaxctc._core.lean import broadcast, reverse, select
-from jaxctc._core.problem import Problem, wildcard_share
+from jaxctc._core.problem import Problem, expected_size, wildcard_share
 from jaxctc._core.semirings import LOG, Number, Semiring, ratio
 
 
@@ -324,7 +324,7 @@ def label_occupancies(
         semiring,
         pick,
         label_loop=label_loop,
-        bytes_per_frame=8 * problem.can_skip.size * (1 + has_wildcards),
+        bytes_per_frame=8 * expected_size(problem.can_skip) * (1 + has_wildcards),
     )
     label, *blanks = (jnp.moveaxis(part, 0, -2) for part in found)
     return weight, label, blanks[0] if has_wildcards else None

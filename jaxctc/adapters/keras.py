@@ -56,7 +56,7 @@ def ctc_loss(
     logits = _logits(function, "output", output)
     labels = checks.class_ids(function, "target", target)
     batch, frames, classes = logits.shape
-    if labels.ndim != 2 or len(labels) != batch:
+    if labels.ndim != 2 or labels.shape[0] != batch:
         requirement = f"have shape (batch_size, max_length) with batch_size = {batch}, as in output"
         checks.fail(function, "target", requirement, labels.shape)
     return loss.ctc_loss(

@@ -50,7 +50,7 @@ def ctc(
     logits = jnp.swapaxes(checks.class_scores(function, "activations", logits), 0, 1)
     batch, frames, _ = logits.shape
     ids = checks.class_ids(function, "labels", labels)
-    if ids.ndim != 2 or len(ids) != batch:
+    if ids.ndim != 2 or ids.shape[0] != batch:
         requirement = f"have shape (m, n) with m = {batch}, as in activations"
         checks.fail(function, "labels", requirement, ids.shape)
     counts = checks.lengths(function, "input_lengths", input_lengths, (batch,), frames)

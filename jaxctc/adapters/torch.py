@@ -167,7 +167,7 @@ def _labels(
     function: str, targets: Int[ArrayLike, "..."], lengths: Any, batch: tuple[int, ...]
 ) -> tuple[Int[Array, "*N S"], Bool[Array, "*N S"]]:
     ids = checks.class_ids(function, "targets", targets)
-    if not batch and ids.ndim == 2 and len(ids) == 1:
+    if not batch and ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     concatenated = len(batch) == 1 and ids.ndim == 1
     if not concatenated and ids.shape[:-1] != batch:

@@ -59,7 +59,7 @@ def forced_align(
     batch, frames, classes = scores.shape
     dtype = checks.as_array(function, "targets", targets).dtype
     labels = checks.class_ids(function, "targets", targets)
-    if labels.ndim != 2 or len(labels) != batch:
+    if labels.ndim != 2 or labels.shape[0] != batch:
         requirement = f"have shape (B, L) with B = {batch}, as in log_probs"
         checks.fail(function, "targets", requirement, labels.shape)
     blank = checks.class_id(function, "blank", blank, classes)

@@ -6,6 +6,7 @@ sequences once per chunk. The frames themselves are in `jaxctc.decoding.prefixes
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -371,7 +372,7 @@ def _advance(
 ) -> BeamState:
     """Goes over the frames, all examples on one axis."""
     *batch, frames, classes = scores.shape
-    examples, depth = int(np.prod(batch)), len(batch)
+    examples, depth = math.prod(batch), len(batch)
     flat = jax.tree.map(lambda leaf: leaf.reshape(examples, *leaf.shape[depth:]), state)
     scores = lax.stop_gradient(scores).reshape(examples, frames, classes)
     chunk = _compiled_chunk if _is_argument(fusion) else _chunk

@@ -14,6 +14,7 @@ changes across them, and in the additions they let every carry pass.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -102,7 +103,7 @@ def distance_and_partners(
 
 
 def _flat(side: TokenSequence) -> TokenSequence:
-    size = int(np.prod(side.tokens.shape[:-1]))
+    size = math.prod(side.tokens.shape[:-1])
     return TokenSequence(*(part.reshape(size, part.shape[-1]) for part in side))
 
 

@@ -22,7 +22,7 @@ from jaxctc._core.kernels.chunk_tables import (
 )
 from jaxctc._core.lean import broadcast, reverse, select, take_one
 from jaxctc._core.normalizer import at_least_float32
-from jaxctc._core.problem import Bias, Problem, Wildcards, mask_labels
+from jaxctc._core.problem import Bias, Problem, Wildcards, expected_size, mask_labels
 from jaxctc._core.recursion import Alpha, Transitions, start_blank, transitions, weight_one_in
 from jaxctc._core.semirings import WIDE, Number, weighed
 
@@ -47,8 +47,8 @@ class Pair(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, label_loop: bool) -> "Pair":
         """Of a problem, laid out, with labels that fill vectors."""
-        batch, labels = problem.is_label.shape
-        layout = choose_layout(batch, labels)
+        labels = problem.is_label.shape[-1]
+        layout = choose_layout(expected_size(problem.label_count), labels)
         if labels > 0 and not layout.batch_minor:
             problem = _fill_up_vectors(problem)
         forward, backward = (
