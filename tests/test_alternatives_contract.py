@@ -103,7 +103,7 @@ def test_derivatives_of_every_order(x64):
         best = forced_align(*given, label_log_weights=weights)
         return loss(*given, weights), shares, best.score, best.confidences[:2]
 
-    check_grads(lambda x, w: of(x, w)[0], arguments, order=2)
+    check_grads(jax.jit(lambda x, w: of(x, w)[0]), arguments, order=2)
     check_grads(jax.jit(of), arguments, order=1)
 
 

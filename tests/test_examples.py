@@ -173,9 +173,9 @@ def test_evaluate_vmap_judges_every_line():
 
 @pytest.mark.usefixtures("digit_lines")
 def test_evaluate_vmap_says_the_same_on_any_number_of_devices():
-    """Ten lines over 1, 2 and 8 devices, the last of which get padding to judge."""
+    """Ten lines over one device and over 8, the last of which get padding to judge."""
     said = set()
-    for devices in "1", "2", "8":
+    for devices in "1", "8":
         options = "--steps", "3", "--batch-size", "2", "--lines", "10", "--beam-width", "3"
         done = run("evaluate_vmap.py", *options, JAX_NUM_CPU_DEVICES=devices)
         assert done.returncode == 0, done.stderr

@@ -22,7 +22,9 @@ from jaxctc.decoding.likely_tokens import LONGEST_RUN, LikelyFrames, Steps
 from jaxctc.decoding.prefixes import Pruning, appended, extended
 
 _LARGEST_BATCH = 16
-_NARROW = (8, 32)
+_NARROW = (6, 32)
+_NARROW_WITH_MODELS = (4, 8, 32)
+"""Models spread scores, so fewer prefixes are left, and each costs more."""
 
 
 class Found(NamedTuple):
@@ -49,7 +51,7 @@ def search(
     """The prefixes that `beam_step` finds in each utterance, one step for several frames.
 
     Where all prefixes within the threshold fit into a narrow beam, a wider one holds no others.
-    So a narrow one goes first, and a wider one only over what did not fit.
+    So a narrow one goes first, as far as all fit, and a wider one only over what did not.
 
     Args:
       frames: the utterances.
@@ -60,8 +62,9 @@ def search(
       `Found` for each utterance.
     """
     found: dict[int, Found] = {}
-    threshold = jnp.asarray(beam_threshold, jnp.float32)
-    for width in [*(narrow for narrow in _NARROW if narrow < beam_width), beam_width]:
+    threshold = np.asarray(beam_threshold, np.float32)
+    narrow = _NARROW_WITH_MODELS if guide else _NARROW
+    for width in [*(width for width in narrow if width < beam_width), beam_width]:
         left = [place for place in range(len(frames)) if place not in found]
         for places in _batches(frames, left):
             batch = [frames[place] for place in places]
@@ -72,6 +75,7 @@ def search(
                     threshold,
                     blank_id=blank_id,
                     beam_width=width,
+                    to_the_end=width == beam_width,
                     top_k=_power_of_two(max(part.most for part in batch)),
                 )
             )
@@ -105,24 +109,26 @@ def align(
     return [spans[place] for place in range(len(frames))]
 
 
-@functools.partial(jax.jit, static_argnames=("blank_id", "beam_width", "top_k"))
+@functools.partial(jax.jit, static_argnames=("blank_id", "beam_width", "to_the_end", "top_k"))
 def _search(
     log_probs: Float[Array, "S B K"],
     run_labels: Int[Array, "S B R"],
     run_last: Int[Array, "S B"],
     run_log_prob: Float[Array, "S B"],
-    count: Int[Array, ""],
+    counts: Int[Array, "B"],
     guide: dict[str, Any],
     beam_threshold: Float[Array, ""],
     *,
     blank_id: int,
     beam_width: int,
+    to_the_end: bool,
     top_k: int,
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Whether the beams were full, the tokens that steps searched, and the rest of `Found`.
 
-    The first four are the fields of `Steps`, and `count` is how many steps there are. What
-    `beam_step` does for a frame, a loop of any length does here for a step.
+    The first four are the fields of `Steps`, and `counts` says how many steps there are. What
+    `beam_step` does for a frame, a loop of any length does here for a step. It ends with the
+    last step or, if not `to_the_end`, where all beams with steps left have been full.
     """
     total, batch, classes = log_probs.shape
     models = [guide.get(name) for name in ("language_model", "hot_words", "lexicon")]
@@ -142,24 +148,29 @@ def _search(
         prefixes, origins = extended(prefixes, log_probs, fusion, pruning)
         return appended(prefixes, labels, last, log_prob, fusion, blank_id), origins
 
-    def forward(place, carry):
-        prefixes, is_full, origins = carry
+    def goes_on(carry):
+        place, (_, is_full, _) = carry
+        return jnp.any((place < counts) & (to_the_end | ~is_full))
+
+    def forward(carry):
+        place, (prefixes, is_full, origins) = carry
         step = [part[place] for part in (log_probs, run_labels, run_last, run_log_prob)]
         prefixes, (parents, tokens) = advance(prefixes, *step)
         is_full |= jnp.maximum(prefixes.blank[:, -1], prefixes.label[:, -1]) > -jnp.inf
-        return prefixes, is_full, origins.at[place].set((tokens + 1) * beam_width + parents)
+        origins = origins.at[place].set((tokens + 1) * beam_width + parents)
+        return place + 1, (prefixes, is_full, origins)
 
     def backward(place, carry):
         slots, tokens = carry
-        slots, added = one_back(slots, origins[count - 1 - place])
-        return slots, tokens.at[count - 1 - place].set(added)
+        slots, added = one_back(slots, origins[taken - 1 - place])
+        return slots, tokens.at[taken - 1 - place].set(added)
 
     state = beam_init(0, batch=(batch,), beam_width=beam_width, **guide)
     origins = jnp.zeros((total, batch, beam_width), jnp.int32)
     first = state.prefixes, state.is_full, origins
-    prefixes, is_full, origins = lax.fori_loop(0, count, forward, first)
+    taken, (prefixes, is_full, origins) = lax.while_loop(goes_on, forward, (jnp.int32(0), first))
     slots = jnp.broadcast_to(jnp.arange(beam_width, dtype=jnp.int32), (batch, beam_width))
-    _, tokens = lax.fori_loop(0, count, backward, (slots, jnp.full_like(origins, -1)))
+    _, tokens = lax.fori_loop(0, taken, backward, (slots, jnp.full_like(origins, -1)))
     largest = jnp.max(log_probs, axis=-1) + run_log_prob
     state = state._replace(prefixes=prefixes, is_nan=jnp.any(jnp.isnan(largest), axis=0))
     return is_full, tokens, *beam_scores(state, **guide), prefixes.model_states
@@ -199,14 +210,16 @@ def _stacked_steps(
     Int[np.ndarray, "S B R"],
     Int[np.ndarray, "S B"],
     Float[np.ndarray, "S B"],
-    Int[np.ndarray, ""],
+    Int[np.ndarray, "B"],
 ]:
-    """The fields of `Steps` in one of few shapes, and how many steps there are.
+    """The fields of `Steps` in one of few shapes, and how many steps each utterance has.
 
     Those that are padding are frames of blanks alone with probability 1, which change no score.
     """
-    count = max(len(steps.run_last) for steps in batch)
-    shape = _power_of_two(max(count, 16)), _power_of_two(len(batch))
+    lengths = [len(steps.run_last) for steps in batch]
+    shape = _power_of_two(max(16, *lengths)), _power_of_two(len(batch))
+    counts = np.zeros(shape[1], np.int32)
+    counts[: len(batch)] = lengths
     log_probs = np.full((*shape, batch[0].log_probs.shape[1]), -np.inf, np.float32)
     log_probs[..., blank_id] = 0
     run_labels = np.full((*shape, LONGEST_RUN), -1, np.int32)
@@ -216,7 +229,7 @@ def _stacked_steps(
             (log_probs, run_labels, run_last, run_log_prob), steps, strict=True
         ):
             padded[: len(part), row] = part
-    return log_probs, run_labels, run_last, run_log_prob, np.asarray(count, np.int32)
+    return log_probs, run_labels, run_last, run_log_prob, counts
 
 
 def _with_runs(tokens: Int[np.ndarray, "S W"], steps: Steps) -> Int[np.ndarray, "W L"]:
