@@ -79,7 +79,6 @@ def first_number(cell):
 def quoted():
     """What README and home page say first, and the cells of the benchmarks that it is from."""
     readme, home = ((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
-    kernels = (ROOT / "docs/accelerators.md").read_text()
     char = "char (64, 400, 60, 32)"
     cpu = row_that_begins(BENCHMARKS, char, "## How fast?")[1:4]
     memory, compile_ = (
@@ -92,7 +91,7 @@ def quoted():
     tpu = row_that_begins(BENCHMARKS, char, "TPU v5e: loss and gradient")[1:3]
     gpu = row_that_begins(BENCHMARKS, char, "H100: kernels started")[1:3]
     own_tpu = row_that_begins(BENCHMARKS, char, "\nTPU v5e\n")[1:2]
-    own_gpu = row_that_begins(kernels, char, "| H100: kernels started")[1:2]
+    own_gpu = row_that_begins(BENCHMARKS, char, "\nH100\n")[1:2]
     errors = [
         [cell.split(" · ")[1] for cell in row[3:6]]
         for start, logits in (("1000, 150", "peaked"), ("20000, 4000", "×1"))
@@ -131,6 +130,18 @@ def test_tables_of_the_readme_are_those_of_the_benchmarks():
     known, rows = rows_of(BENCHMARKS), rows_of(tables)
     assert len(rows) == 9
     assert not [row for row in rows if row not in known]
+
+
+@pytest.mark.parametrize(
+    ("heading", "place", "columns"),
+    [("| v5e: loss", "\nTPU v5e\n", [1, 2, 3, 4]), ("| H100: kernels", "\nH100\n", [1, 3, 4])],
+    ids=["TPU", "GPU"],
+)
+def test_tables_of_the_kernels_are_those_of_the_benchmarks(heading, place, columns):
+    page = (ROOT / "docs/accelerators.md").read_text()
+    for shape in ("char", "bpe1k", "long"):
+        found = row_that_begins(BENCHMARKS, shape, place)
+        assert row_that_begins(page, shape, heading)[1:] == [found[column] for column in columns]
 
 
 def test_the_reference_is_complete():
