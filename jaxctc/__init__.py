@@ -1,8 +1,9 @@
 """Connectionist Temporal Classification (CTC) in JAX, as pure functions of arrays.
 
-Every function works under `jit`, `vmap`, `grad` and `jvp`, and takes any number of leading batch
-axes, none included. The first arguments are always `(logits, logit_paddings, labels,
-label_paddings)`; options are keyword-only; more than one result is a NamedTuple.
+Functions of arrays work under `jit`, `vmap`, `grad` and `jvp`, and take any number of leading batch
+axes, none included. Those of text, files and pictures run on the host. The first arguments are
+always `(logits, logit_paddings, labels, label_paddings)`; options are keyword-only; more than one
+result is a NamedTuple.
 
 Axis letters, everywhere:
 
@@ -10,11 +11,13 @@ Axis letters, everywhere:
     T   frames
     K   classes, the blank included
     N   labels
-    S   lattice states, 2 N + 1
+    S   samples
     W   beam
     L   places for decoded labels
+    M   places for reference labels
+    D   hidden values
 
-A batch may lie on several devices, which exchange nothing then: under `jit`, in arrays that are
+A batch may lie on several devices, which then exchange nothing: under `jit`, in arrays that are
 sharded along a batch axis, or within `jax.shard_map` (where beams belong; on meshes of explicit
 axes, `jax.sharding.auto_axes` is another way). `ctc_loss` can also have its classes on several
 devices.

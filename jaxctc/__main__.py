@@ -4,7 +4,7 @@ r"""Subtitles and transcripts from a file of scores, as commands.
         --output OUT.srt
     python -m jaxctc decode LOGITS.npy --vocabulary TOKENS.txt --beam-width 32 --best 5
 
-Whatever is wrong with an input is said in one line, and no file is ever written in part.
+If an input is wrong, one line says what, and no file is ever written in part.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ragged batches in few shapes, so that XLA compiles few programs. All of it is NumPy's."""
+"""Ragged batches in few shapes, so that XLA compiles few programs. All of it runs in NumPy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

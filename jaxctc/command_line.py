@@ -1,4 +1,4 @@
-"""What `python -m jaxctc` may be told, and what it says of what it may not."""
+"""The options of `python -m jaxctc`, and its messages about them."""
 
 import argparse
 import math

@@ -83,19 +83,19 @@ def ctc_loss(
         explains, too, probabilities can sum to more than 1, and the loss may be negative.
         Wildcards side by side are as one.
       wildcard_penalty: nats for every absorbed frame. May be traced.
-      label_log_weights: with weights `[*B, N, A]`, labels are `[*B, N, A]`, too (and their
-        paddings `[*B, N]`): each label is any one of A classes, -1 for none, and the loss is of
-        the sum over all choices, exp(weights) included, which need not sum to 1: it may be
-        negative. Two alternatives of a class are two choices. A label of -1 alone is padded; a
-        weight of -inf rules an alternative out, as an id that is no label does, and NaN or +inf
-        make the example NaN. The gradient is minus the probability that the alternative was
-        taken. Not with `wildcard_id`, `vocab_axis_name` or a kernel; `required_frames` and
+      label_log_weights: with weights `[*B, N, A]`, labels are `[*B, N, A]`, too (and their paddings
+        `[*B, N]`): each label is any one of A classes, -1 for none, and the loss is of the sum over
+        all choices, exp(weights) included, which need not sum to 1: it may be negative. Two
+        alternatives of a class are two choices. A label of -1 alone is padded; a weight of -inf
+        rules an alternative out, as an id that is no label does, and NaN or +inf make the example
+        NaN. The gradient is minus the probability that the alternative was taken. Not with
+        `wildcard_id`, `label_bias`, `vocab_axis_name` or a kernel; `required_frames` and
         `is_feasible` know no alternatives. The gradient takes memory for T · N · A numbers.
       label_bias: nats added to an alignment for every frame that it gives to a label, `[*B, T, N]`,
         in the places where frames and labels are given; -inf where a label may not be. Blanks have
         none. What stands at padded frames and labels has no influence. The loss may be negative;
         its gradient with respect to the bias is minus the occupancy, `-posteriors(…).label`. Not
-        with `wildcard_id`.
+        with `wildcard_id` or `label_log_weights`.
       vocab_axis_name: static; within `jax.shard_map`, the axis of the mesh that the classes are
         spread over, in their order and in equal parts (fill up with -inf logits). `logits` and
         `label_priors` then hold the classes of one device, and everything else is the same on
@@ -103,11 +103,12 @@ def ctc_loss(
         They exchange the scores of blank and labels, `[*B, T, N + 1]`, a maximum and two sums
         per frame, once; the gradient takes nothing more. Not with `wildcard_id`.
       implementation: static; which schedule of the recursion computes the loss. "xla" is plain
-        operations, for every platform; "pallas" is a kernel for TPUs and one for NVIDIA GPUs
-        from the H100 on, which compute in float32, know no wildcards and no biases, and have not
-        run on a device yet: on many devices, within `jax.shard_map` alone (else "xla" runs, with
-        a warning), and on no other platform, but in a program that is exported for several. None
-        leaves the choice to the library, which is "xla" today. Values agree to rounding.
+        operations, for every platform; "pallas" is a kernel for TPUs and one for NVIDIA GPUs from
+        the H100 on, which compute in float32, know no wildcards, no biases and no alternatives, and
+        have not run on a device yet: on many devices, within `jax.shard_map` alone (else "xla"
+        runs, with a warning), and on no other platform, but in a program that is exported for
+        several. None leaves the choice to the library, which is "xla" today. Values agree to
+        rounding.
 
     Returns:
       One loss per example, never negative where the logits are normalised here. Empty labels
@@ -119,10 +120,10 @@ def ctc_loss(
 
     Raises:
       ValueError: if shapes disagree, labels are not integers, `blank_id` is not a class,
-        `log_epsilon` is not one number, `wildcard_id` is negative or the blank, or comes with a
-        `label_bias`,
-        `vocab_axis_name` does not name an axis that `jax.shard_map` knows the classes to vary
-        over, `implementation` is not known or cannot do what it is asked for.
+        `log_epsilon` is not one number, `wildcard_id` is negative or the blank, two options come
+        together that exclude each other, `vocab_axis_name` does not name an axis that
+        `jax.shard_map` knows the classes to vary over, `implementation` is not known or cannot do
+        what it is asked for.
 
     Example:
       Three of the four equally likely paths over two frames spell [1]:

@@ -1,4 +1,4 @@
-"""What is trained beside the plain loss: small compositions of the library's functions.
+"""What is added to the plain loss in training: small compositions of the library's functions.
 
 Each returns one number per example, `[*B]`, to be weighed and added to `ctc_loss`:
 

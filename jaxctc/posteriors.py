@@ -1,4 +1,4 @@
-"""What the lattice knows beside its total: probabilities of states, durations, entropy, samples."""
+"""What is known of all alignments: probabilities of states, durations, entropy, samples."""
 
 import functools
 from typing import NamedTuple

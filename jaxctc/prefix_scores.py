@@ -6,8 +6,8 @@ algorithm 2; Hori et al. 2017):
     blank_t   is the weight of all paths over the first t frames that spell g and end in a blank,
     label_t   of those that end in its last label.
 
-What begins with g and goes on by the token c enters c in some frame for the first time, and after
-that goes on anyhow:
+A path that begins with g and goes on by the token c enters c in some frame for the first time, and
+after that goes on in any way:
 
     score(g·c)   = Σ_t before_t(c) · y_{t+1}(c) · (everything after)
     before_t(c)  = blank_t + label_t, or blank_t alone where c repeats the last label of g

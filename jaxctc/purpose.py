@@ -1,4 +1,4 @@
-"""Alignments that are to be likelier: Align With Purpose."""
+"""A loss that makes alignments of your choice likelier: Align With Purpose."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """Between text and class ids: what the tokens are called, and which of them spell a text.
 
-All of it is Python's and NumPy's, for the host. Nothing here normalises Unicode or changes case:
-"é" as one character and as two are different texts, and which of them a model knows its maker says.
+All of it runs in Python and NumPy, on the host. Nothing here normalises Unicode or changes case:
+"é" as one character and as two are different texts, and a model knows only one of them.
 Pass `normalize=` to bring a text into the form of the tokens.
 """
 

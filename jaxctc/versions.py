@@ -1,4 +1,4 @@
-"""Which version this is, and what a report of a mistake should say of the rest."""
+"""The version, and what a report of a mistake should say about the rest."""
 
 import os
 import platform

@@ -8,7 +8,7 @@ two levels of them, both forward, from which JAX makes reverse mode and every mi
     (loss, gradient)     moves as the same pair computed in LOG, through which JAX differentiates,
                          once for second derivatives, and again for any after them
 
-Everything else is computed in WIDE, and once more in LOG for whoever differentiates it.
+Everything else is computed in WIDE, and once more in LOG where it is differentiated.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A weighted automaton with failure arcs, as arrays: what n-grams and hot words are underneath."""
+"""A weighted automaton with failure arcs, as arrays: the form of n-grams and hot words."""
 
 import dataclasses
 import functools

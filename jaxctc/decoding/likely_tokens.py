@@ -1,4 +1,4 @@
-"""Frames reduced to their likely tokens, before a search. All of it is NumPy's, for the host."""
+"""Frames reduced to their likely tokens, before a search. All of it runs in NumPy, on the host."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""N-gram models as a decoder asks them: of tokens, or of words that tokens spell."""
+"""N-gram models as a decoder uses them: of tokens, or of words that tokens spell."""
 
 from typing import NamedTuple
 

@@ -8,7 +8,7 @@ many devices:
                    plain path, with a warning, for XLA cannot partition a kernel
     others, and what the kernel of a platform cannot do
                    the plain path in a program for several platforms; in a program for one alone,
-                   an error, for whoever asks for a kernel by name wants no other
+                   an error, because a caller who names a kernel wants no other
     a CPU, where `JAXCTC_PALLAS_INTERPRET` is "tpu" or "gpu"
                    that kernel, emulated by plain operations
 

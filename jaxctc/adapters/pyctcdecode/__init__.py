@@ -1,6 +1,6 @@
 """The decoder of pyctcdecode: `pyctcdecode.build_ctcdecoder`, from NumPy's logits to text.
 
-Modules and names are pyctcdecode's, those included by which transformers reaches into it.
+Modules and names are pyctcdecode's, including those that transformers uses.
 """
 
 import warnings
