@@ -11,10 +11,12 @@ Axis letters, everywhere:
     T   frames
     K   classes, the blank included
     N   labels
+    A   alternatives of a label
     S   samples
     W   beam
     L   places for decoded labels
     M   places for reference labels
+    C   candidates for the next token
     D   hidden values
 
 A batch may lie on several devices, which then exchange nothing: under `jit`, in arrays that are
