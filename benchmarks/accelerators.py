@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+import jaxctc
 from benchmarks import kernel_schedules
 from benchmarks.ahead_of_time import (
     TARGETS,
@@ -66,8 +67,9 @@ class Cell(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Of everything that has a say in what is compiled."""
-    names = ("jaxctc", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "optax")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "optax")
+    others = {name: importlib.metadata.version(name) for name in names}
+    return {"jaxctc": jaxctc.__version__} | others
 
 
 def slice_of(target: str) -> tuple[Any, ...]:
