@@ -144,6 +144,7 @@ MAY_IMPORT = {
         "_core.normalizer",
         "_core.occupancies",
         "_core.paths",
+        "_core.problem",
         "_core.semirings",
     },
     "substitutions": {
