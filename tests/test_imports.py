@@ -21,7 +21,8 @@ KERNELS_MAY_IMPORT = {
 MAY_IMPORT = {
     # The core, from the bottom up.
     "_core.__init__": set(),
-    "_core.checks": set(),
+    "_core.foreign": set(),
+    "_core.checks": {"_core.foreign"},
     "_core.lean": set(),
     "_core.ragged": set(),
     "_core.semirings": set(),
@@ -307,7 +308,7 @@ MAY_IMPORT = {
     "adapters.returnn": {"_core.checks", "frame_losses", "loss", "metrics.error_rates", "padding"},
     "adapters.theano": {"_core.checks", "loss", "padding"},
     "adapters.torchaudio": {"_core.checks", "alignment", "padding"},
-    "adapters.torch": {"_core.checks", "loss", "padding"},
+    "adapters.torch": {"_core.checks", "_core.foreign", "loss", "padding"},
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
 UNSTABLE = {

@@ -9,7 +9,6 @@ not exist, too few frames) cannot raise under `jit`; it gets a documented value 
 import contextlib
 import operator
 import os
-import reprlib
 import warnings
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,6 +21,9 @@ from jax.dtypes import canonicalize_dtype
 from jax.errors import ConcretizationTypeError
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
+
+from jaxctc._core import foreign
+from jaxctc._core.foreign import kind as _kind
 
 _INT32 = np.iinfo(np.int32)
 
@@ -138,19 +140,18 @@ def as_array(function: str, argument: str, values: Any) -> Shaped[Array, "..."]:
     """One array of whatever numbers JAX has."""
     try:
         return jnp.asarray(values)
-    except (TypeError, ValueError):
-        remedy = (
-            "Pad rows of different lengths and say so in the paddings; "
-            "jaxctc.Vocabulary maps strings to ids."
-        )
-        if "labels" in getattr(values, "_fields", ()):
-            remedy = "Pass a field of it, such as .labels."
-        if isinstance(values, np.ma.MaskedArray):
-            remedy = "Pass its .filled(0). Paddings, like its mask, are True where padded."
-        fail(function, argument, "be one array of numbers", _kind(values), remedy)
     except OverflowError:
         remedy = "64 bits come with jax_enable_x64."
         fail(function, argument, "hold integers of 32 bits", _kind(values), remedy)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if foreign.is_tensor(values):
+            array = foreign.from_tensor(values)
+            if array is not None:
+                return array
+        elif isinstance(error, RuntimeError):  # JAX's: donated arrays, no memory left
+            raise
+        remedy = foreign.remedy(values)
+        fail(function, argument, "be one array of numbers", _kind(values), remedy)
 
 
 def saturated(values: Any) -> Any:
@@ -423,15 +424,12 @@ def fail_without_kernel(platform: str, variable: str) -> NoReturn:
 
 
 def known_lengths(function: str, argument: str, values: Any, longest: int) -> None:
-    """Refuses lengths in Python or NumPy that an array of `longest` entries cannot have.
-
-    What JAX holds may be traced, or on a device that is at work: nobody waits for it.
-    """
-    if any(isinstance(leaf, Array) for leaf in jax.tree.leaves(values)):
-        return
-    known = np.asarray(values)
-    if known.size and not 0 <= known.min() <= known.max() <= longest:
+    """Refuses lengths that are known (`foreign.known`), and that `longest` entries cannot have."""
+    known = foreign.known(values)
+    if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
         remedy = "After a subsampling model, count the frames that it keeps."
+        if argument == "target_lengths":
+            remedy = "They count the labels in use."
         fail(function, argument, f"lie in [0, {longest}]", known.tolist(), remedy)
 
 
@@ -442,7 +440,10 @@ def lengths(
     array = as_array(function, argument, saturated(values))
     if array.shape != shape or not _is(array, jnp.integer):
         requirement = f"be integers of shape {shape}, one per example"
-        fail(function, argument, requirement, _kind(array))
+        remedy = ""
+        if _is(array, jnp.floating):
+            remedy = f"Pass counts, by astype(int); shares of {longest} times {longest} first."
+        fail(function, argument, requirement, _kind(array), remedy)
     known_lengths(function, argument, values, longest)
     return as_int32(array)
 
@@ -472,15 +473,6 @@ def per_frame_and_label(
         fail(function, argument, f"have shape {shape}, [*B, T, N]", array.shape, remedy)
     not_explicit(function, **{argument: array})
     return array
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Array | np.ndarray):
-        article = "a masked" if isinstance(value, np.ma.MaskedArray) else "an"
-        return f"{article} array of {value.dtype}{list(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 def _is(array: Array, *kinds: Any) -> bool:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from jaxctc import loss
-from jaxctc._core import checks
+from jaxctc._core import checks, foreign
 from jaxctc.padding import lengths_to_paddings, paddings_to_lengths
 
 
@@ -140,6 +140,12 @@ def per_example(
         checks.fail(function, "log_probs", "have shape (T, N, C) or (T, C)", scores.shape)
     scores = jnp.moveaxis(checks.class_scores(function, "log_probs", scores), 0, -2)
     batch, (frames, classes) = scores.shape[:-2], scores.shape[-2:]
+    per_row = checks.as_array(function, "input_lengths", checks.saturated(input_lengths)).shape
+    if batch and per_row == (frames,) != batch:
+        requirement = f"have shape (T, N, C) with N = {frames}, as input_lengths have"
+        remedy = "If the batch is first, pass jnp.swapaxes(log_probs, 0, 1)."
+        got = (frames, *batch, classes)
+        checks.fail(function, "log_probs", requirement, got, remedy)
     counts = _lengths(function, "input_lengths", input_lengths, batch, frames)
     labels, label_paddings = _labels(function, targets, target_lengths, batch)
     losses = loss.ctc_loss(
@@ -177,7 +183,7 @@ def _labels(
         checks.fail(function, "targets", requirement, ids.shape)
     counts = _lengths(function, "target_lengths", lengths, batch, ids.shape[-1])
     if concatenated:
-        ids = _split(function, ids, counts, _on_host(lengths))
+        ids = _split(function, ids, counts, foreign.known(lengths))
     return ids, lengths_to_paddings(counts, ids.shape[-1])
 
 
@@ -204,10 +210,3 @@ def _lengths(
     if not batch and counts.shape == (1,):
         counts = counts[0]
     return jnp.maximum(checks.lengths(function, argument, counts, batch, longest), 0)
-
-
-def _on_host(lengths: Any) -> np.ndarray | None:
-    """The lengths as numbers; None where JAX holds them, and may be tracing."""
-    if any(isinstance(leaf, Array) for leaf in jax.tree.leaves(lengths)):
-        return None
-    return np.asarray(lengths)
