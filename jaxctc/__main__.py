@@ -60,6 +60,8 @@ def run_align(options: argparse.Namespace) -> None:
     vocabulary = _vocabulary(options)
     scores = _scores(options, vocabulary)
     lines = _lines(options.command, options.text)
+    if _are_words_apart(vocabulary, lines):
+        vocabulary = dataclasses.replace(vocabulary, separator="")
     each = _encode(options, vocabulary, options.text, lines)
     encoded = _joined(vocabulary, each, options.open_ends)
     labels, word_ids = encoded.labels, encoded.word_ids
@@ -273,6 +275,13 @@ def _vocabulary(options: argparse.Namespace) -> Vocabulary:
     return dataclasses.replace(vocabulary, separator=separator or None)
 
 
+def _are_words_apart(vocabulary: Vocabulary, lines: list[str]) -> bool:
+    """Whether the text has words where the vocabulary has nothing to put between them."""
+    if vocabulary.separator is not None or any(token.isspace() for token in vocabulary.tokens):
+        return False
+    return any(len(line.split()) > 1 for line in lines)
+
+
 def _change_of_case(options: argparse.Namespace) -> Callable[[str], str] | None:
     return {"keep": None, "lower": str.lower, "upper": str.upper}[options.case]
 
@@ -282,7 +291,7 @@ def _encode(
 ) -> EncodedText:
     """The lines of a file as ids; says which characters are unknown, or that none may be.
 
-    Without a separator each label counts as a word, so that it has a time.
+    Where nothing says what a word is, each label counts as one, so that it has a time.
     """
     change = _change_of_case(options)
     may_be = options.unknown != "raise"

@@ -39,7 +39,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("logits", type=Path, metavar="LOGITS", help="scores [frames, classes], a file of NumPy's")
     add("--vocabulary", type=Path, required=True, metavar="TOKENS", help="a token a line, or .json")
     add("--blank-id", type=int, default=0, metavar="ID", help="class of the blank (default: 0)")
-    separator = "between words, or the mark at their beginning; '' for none"
+    separator = "between words, or the mark at their beginning; '' if nothing is"
     add("--separator", metavar="TOKEN", help=f"{separator} (default: ▁, | or space, if a token)")
     add("--log-probs", action="store_true", help="the scores are log-probabilities")
     case = "change the text's case before looking it up"

@@ -55,8 +55,10 @@ class Vocabulary:
         Names in angle or square brackets, such as `<unk>`, and the blank's stand for no text:
         no text is spelt with them.
       blank_id: class id of the blank; a negative one counts from the last class.
-      separator: what stands for the space between words. None takes white space for
-        characters like all others, and text for one word.
+      separator: what stands for the space between words. "" says that nothing does: the labels
+        of words follow each other, as with the tokens of torchaudio's MMS_FA, and only
+        `encode` knows where words begin (`word_ids`). None takes white space for characters
+        like all others, and text for one word.
 
     Raises:
       ValueError: if tokens are not different strings, or one that is not the blank is empty; if
@@ -95,11 +97,9 @@ class Vocabulary:
             requirement = "have a name for every class but the blank"
             checks.fail(function, "tokens", requirement, f"'' at {list(tokens).index('')}")
         if self.separator is not None and not any(t.startswith(self.separator) for t in tokens):
-            remedy = 'Pass None for text without words, "|" or "▁" if that is what stands there.'
+            remedy = 'Pass "|" or "▁" if that stands there, "" if nothing does, None without words.'
             got = f"{self.separator!r}, which none is"
             checks.fail(function, "separator", "be a token or begin some", got, remedy)
-        if self.separator == "":
-            checks.fail(function, "separator", "be a token or begin some", "''")
 
     @classmethod
     def from_file(
@@ -254,7 +254,7 @@ class Vocabulary:
     @functools.cached_property
     def separator_id(self) -> int | None:
         """Class id of the token between words; None if there is no such token."""
-        if self.separator is None or self.marks_words:
+        if not self.separator or self.marks_words:
             return None
         return self.tokens.index(self.separator)
 
@@ -262,7 +262,7 @@ class Vocabulary:
     def marks_words(self) -> bool:
         """True if words begin with the separator, and it does not stand between them."""
         mark = self.separator
-        return mark is not None and any(t.startswith(mark) and t != mark for t in self.tokens)
+        return bool(mark) and any(t.startswith(mark) and t != mark for t in self.tokens)
 
     @property
     def word_options(self) -> dict[str, Any]:
@@ -354,6 +354,8 @@ class Vocabulary:
         for change in ("lower", "upper"):
             if all(getattr(sign, change)() in self.spelling_ids for sign in counts):
                 remedy = f"normalize=str.{change} makes them known."
+        if self.separator is None and all(map(str.isspace, counts)):
+            remedy = 'If nothing stands between words, say Vocabulary(..., separator="").'
         requirement = "have a token for every character"
         checks.fail("Vocabulary.encode", "texts", requirement, some + more, remedy)
 
@@ -373,7 +375,7 @@ class Vocabulary:
         return of_row([int(label) for label in ids if label >= 0 and label != self.blank_id])
 
     def _text(self, labels: list[int]) -> str:
-        if self.separator is not None:
+        if self.separator:
             return " ".join(filter(None, self._runs(labels)))
         return "".join(map(self._token, labels))
 
@@ -399,8 +401,10 @@ class Vocabulary:
         return WILDCARD_NAME if label == self.wildcard_id else self.tokens[label]
 
     def _require_separator(self, function: str) -> None:
-        if self.separator is None:
-            checks.fail(function, "separator", "be what stands between words", None)
+        if not self.separator:
+            remedy = "Labels do not show where words begin; EncodedText.word_ids does."
+            got = repr(self.separator)
+            checks.fail(function, "separator", "be what stands between words", got, remedy)
 
 
 class _Row(NamedTuple):

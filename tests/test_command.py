@@ -149,6 +149,17 @@ def test_log_probabilities_and_priors(talk, rng):
     assert found[0] != found[2]
 
 
+@pytest.mark.parametrize("option", [(), ("--separator", "")])
+def test_words_that_nothing_stands_between(talk, capsys, option):
+    """As with the tokens of torchaudio's MMS_FA."""
+    (talk / "tokens.txt").write_text("\n".join(token for token in TOKENS if token != "|"))
+    np.save(talk / "talk.npy", np.delete(LOGITS, TOKENS.index("|"), axis=1))
+    assert align("--cues", "words", "-o", "out.srt", *option) == 0
+    truth = [(*milliseconds(place), word) for place, word in enumerate(WORDS)]
+    assert list(read_srt(talk / "out.srt")) == truth
+    assert capsys.readouterr().err == ""
+
+
 def test_without_words_characters_have_times(talk):
     """As in scripts that leave no space; a line is a cue all the same."""
     tokens = [*TOKENS[:1], "、", *TOKENS[2:]]

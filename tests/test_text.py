@@ -17,6 +17,7 @@ CHARACTERS = Vocabulary(["-", " ", *"abcdé'"], separator=" ")
 BARS = Vocabulary(["<pad>", "<unk>", "|", *"ABE"], separator="|")
 PIECES = Vocabulary(["▁ab", "▁", "a", "b", "ca", "▁c", "abc", "<blk>"], blank_id=-1, separator="▁")
 PLAIN = Vocabulary(["-", "\n", " ", *"ab"])
+BESIDE = Vocabulary(["-", *"abc"], separator="")
 
 
 def texts_over(signs):
@@ -47,6 +48,20 @@ def test_without_a_separator_every_character_counts(text):
     encoded = PLAIN.encode(text)
     assert PLAIN.decode(encoded.labels) == text
     assert len(encoded.labels) == len(text)
+
+
+@given(texts_over("abc \n"))
+def test_words_beside_each_other(text):
+    """No label stands for white space, and `word_ids` know the words."""
+    encoded = BESIDE.encode(text)
+    assert encoded.words == text.split()
+    assert BESIDE.decode(encoded.labels) == "".join(text.split())
+    spelt = [
+        BESIDE.decode(encoded.labels[encoded.word_ids == place])
+        for place in range(len(encoded.words))
+    ]
+    assert spelt == encoded.words
+    assert (BESIDE.separator_id, BESIDE.marks_words) == (None, False)
 
 
 @given(texts_over("abc"))
@@ -237,7 +252,11 @@ def test_bad_files(tmp_path, name, content, message):
         (lambda tokens=[1, 2]: Vocabulary(tokens), "must be a sequence of strings; got list"),
         (lambda: Vocabulary(["-", "a"], blank_id=2), "blank_id must be a class id in"),
         (lambda: Vocabulary(["-", "a"], separator="|"), "got '|', which none is"),
-        (lambda: Vocabulary(["-", "a"], separator=""), "got ''"),
+        (
+            lambda: Vocabulary(["-", "a"]).encode("a a"),
+            r"got ' ' \(1 times\)\. If nothing .* separator=\"\"\)",
+        ),
+        (lambda: BESIDE.words([1]), "between words; got ''. Labels do not show where words begin"),
         (lambda: PLAIN.words([1]), "Vocabulary.words: separator must be"),
         (lambda: PLAIN.word_options, "Vocabulary.word_options: separator must be"),
         (lambda: PLAIN.encode(cast(Any, 3)), "texts must be a string"),

@@ -256,7 +256,7 @@ def _build(
         checks.fail(function, "vocabulary", "be a jaxctc.Vocabulary", got)
     if not unknown_score < 0:
         checks.fail(function, "unknown_score", "be a number below 0", unknown_score)
-    if vocabulary.separator is None and unknown_score > -math.inf:
+    if not vocabulary.separator and unknown_score > -math.inf:
         remedy = "Nothing says where an unknown word would end."
         checks.fail(function, "unknown_score", "be -inf without a separator", unknown_score, remedy)
     if not entries:

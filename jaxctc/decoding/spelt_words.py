@@ -45,7 +45,7 @@ class Spellings(NamedTuple):
 
     def _cut(self, ids: list[int]) -> list[tuple[int, ...]]:
         """The labels of each word."""
-        if self.vocabulary.separator is None:
+        if not self.vocabulary.separator:
             return self._fewest(ids)
         spellings: list[tuple[int, ...]] = [()]
         mark = self.vocabulary.separator if self.vocabulary.marks_words else None

@@ -110,7 +110,7 @@ def whole_words(words: Sequence[str], vocabulary: Vocabulary, bonus: float) -> W
       >>> float(model.score_and_advance(state, 3)[0])  # it goes on: another word
       -8.0
     """
-    if vocabulary.separator is None:
+    if not vocabulary.separator:
         checks.fail("whole_words", "vocabulary", "have a separator", "none")
     lexicon = build_lexicon(words, vocabulary, unknown="drop")
     before, after = _tokens_before_and_after(lexicon)
