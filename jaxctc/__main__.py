@@ -321,6 +321,8 @@ def _scores(options: argparse.Namespace, vocabulary: Vocabulary) -> Float[np.nda
         scores = scores[0]
     if scores.ndim != 2 or scores.shape[1] != classes:
         remedy = "It is transposed." if scores.shape == (classes, *scores.shape[1:]) else ""
+        if scores.ndim > 2:
+            remedy = "It may hold one recording."
         requirement = f"have shape [frames, {classes}], as there are {classes} tokens"
         checks.fail(command, str(path), requirement, scores.shape, remedy)
     return scores
@@ -329,13 +331,16 @@ def _scores(options: argparse.Namespace, vocabulary: Vocabulary) -> Float[np.nda
 def _array(command: str, path: Path) -> Float[np.ndarray, "..."]:
     """Real numbers from a file, as float32."""
     requirement = "be an array in NumPy's .npy format"
+    remedy = "numpy.save writes one; of a tensor, take its .cpu().numpy()."
+    with path.open("rb") as file:
+        prefix = np.lib.format.MAGIC_PREFIX
+        if file.read(len(prefix)) != prefix:  # an archive would be NumPy's own .npz, or PyTorch's
+            checks.fail(command, str(path), requirement, "something else", remedy)
     try:
         # A map takes no memory, whatever shape the file claims to have.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OverflowError):  # the first also for what only pickle could read
-        checks.fail(command, str(path), requirement, "something else, or a part of one")
-    if not isinstance(array, np.memmap):
-        checks.fail(command, str(path), requirement, "an archive of several")
+        checks.fail(command, str(path), requirement, "a part of one, or objects", remedy)
     rest = path.stat().st_size - array.offset - array.nbytes
     if rest:
         checks.fail(command, str(path), "hold one array", f"{rest} bytes more, after its end")

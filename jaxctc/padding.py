@@ -233,7 +233,7 @@ labels that require 3. Repeated labels need a blank between them: see required_f
     batch, classes = inputs.logits.ndim - 2, inputs.logits.shape[-1]
     remedy = (
         "If this entry is padding, say so in label_paddings (see label_paddings_from); if not, "
-        "the model needs a class for it, beside the blank."
+        "the model needs a class for it, beside the blank; a wildcard is named by wildcard_id."
     )
     for faults, doubt in _by_doubt(needs.is_unknown, inputs.is_label, "label_paddings"):
         _demand(

@@ -125,7 +125,9 @@ def _words_of_labels(
     if sum(option is not None for option in options) != 1:
         given = sum(option is not None for option in options)
         requirement = "say alone what a word is"
-        checks.fail(function, "separator, word_starts or word_ids", requirement, f"{given} of them")
+        remedy = "Vocabulary.word_options has one of the first two, EncodedText the last."
+        which = "separator, word_starts or word_ids"
+        checks.fail(function, which, requirement, f"{given} of them", remedy)
     if word_ids is not None:
         words = checks.class_ids(function, "word_ids", word_ids)
         if words.shape != ids.shape:

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxctc._core import checks
 from jaxctc.spans import Span
@@ -26,7 +27,8 @@ def format_spans(
     SRT and VTT have a cue for each span that has text; empty lines within a text, which would end
     the cue, are left out. SRT cannot say "-->" in a text, and gets "→"; VTT escapes `&`, `<` and
     `>`. A TextGrid has a tier "lines" of the spans and, if any have parts, a tier "words" of these;
-    line breaks become spaces, and an interval that overlaps the one before begins where it ends.
+    spans that are all single words are a tier "words" alone. Line breaks become spaces, and an
+    interval that overlaps the one before begins where it ends.
     CTM has a line for each part, and for each span without parts, that has text; white space
     within a text becomes "_". JSON has an object with `spans`, as they are, parts within them.
 
@@ -44,8 +46,8 @@ def format_spans(
       The text, which ends with a newline.
 
     Raises:
-      ValueError: if the format is none of these, or times are not finite numbers from 0 on, or
-        end before they begin.
+      ValueError: if `spans` are no sequence of `Span`, if the format is none of these, or times
+        are not finite numbers from 0 on, or end before they begin.
 
     Example:
       >>> print(format_spans([Span("To be,", 0.5, 1.25), Span("or not", 1.5, 90000.0)], "srt"))
@@ -63,6 +65,7 @@ def format_spans(
       SCTK, "ctm" input format of sclite.
     """
     checks.choice("format_spans", "format", format, FORMATS)
+    _check_kind(spans)
     checked = list(spans)
     _check_times(checked)
     if format == "srt":
@@ -107,6 +110,9 @@ def write_spans(
       ...     print(Path(folder, "speech.ctm").read_text(), end="")
       speech 1 0.500 0.250 be 0.900
     """
+    if not isinstance(path, str | os.PathLike):
+        remedy = "The path comes first, then the spans."
+        checks.fail("write_spans", "path", "be the name of a file", type(path).__name__, remedy)
     name = format_of("write_spans", path) if format is None else format
     text = format_spans(
         spans,
@@ -147,6 +153,16 @@ def _usual_mode(target: Path) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def _check_kind(spans: Any) -> None:
+    other = type(spans).__name__
+    if isinstance(spans, Sequence):
+        other = next((type(span).__name__ for span in spans if not isinstance(span, Span)), "")
+    if other or isinstance(spans, Span):
+        remedy = "timed_spans makes them of words or labels; for a batch, write one example."
+        requirement = "be a sequence of jaxctc.Span"
+        checks.fail("format_spans", "spans", requirement, other or "one of them", remedy)
 
 
 def _check_times(spans: Sequence[Span]) -> None:
@@ -220,8 +236,9 @@ def as_object(span: Span) -> dict[str, object]:
 
 def _textgrid(spans: list[Span], duration: float) -> Iterator[str]:
     """The long form, with empty intervals where nothing is said."""
-    tiers = {"lines": _intervals(spans)}
     parts = [part for span in spans for part in span.parts]
+    are_words = bool(spans) and not parts and all(len(span.text.split()) < 2 for span in spans)
+    tiers = {"words" if are_words else "lines": _intervals(spans)}
     if parts:
         tiers["words"] = _intervals(parts)
     ends = [intervals[-1][1] for intervals in tiers.values() if intervals]

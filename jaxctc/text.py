@@ -86,7 +86,10 @@ class Vocabulary:
             remedy = f"list({tokens[:9]!r}) has one token per character."
             checks.fail(function, "tokens", "be a sequence of strings", "one string", remedy)
         if not isinstance(tokens, Sequence) or not all(isinstance(t, str) for t in tokens):
-            checks.fail(function, "tokens", "be a sequence of strings", type(tokens).__name__)
+            is_map = isinstance(tokens, dict)
+            remedy = "Those of ids by token are sorted(ids, key=ids.get)." if is_map else ""
+            got = type(tokens).__name__
+            checks.fail(function, "tokens", "be a sequence of strings", got, remedy)
         blank = checks.class_id(function, "blank_id", self.blank_id, len(tokens))
         object.__setattr__(self, "tokens", tuple(tokens))
         object.__setattr__(self, "blank_id", blank)

@@ -202,12 +202,14 @@ def npy(array):
 def bad_inputs():
     yield "talk.npy", b"text", "align: talk.npy must be an array in NumPy's .npy format; got"
     yield "talk.npy", b"", "align: talk.npy must be an array in NumPy's .npy format; got"
-    yield "talk.npy", npy(LOGITS)[:-1], "got something else, or a part of one"
+    yield "talk.npy", npy(LOGITS)[:-1], "format; got a part of one, or objects. "
     yield "talk.npy", npy(LOGITS) + npy(LOGITS), "must hold one array; got 1688 bytes more, after"
     huge = npy(LOGITS).replace(b"(39, 10), }" + b" " * 12, b"(1000000000000, 10), }" + b" ")
-    yield "talk.npy", huge, "got something else, or a part of one"
+    yield "talk.npy", huge, "format; got a part of one, or objects. "
     yield "talk.npy", None, "No such file or directory: 'talk.npy'"
     yield "talk.npy", LOGITS[:, :9], "must have shape [frames, 10], as there are 10 tokens; got"
+    yield "talk.npy", b"PK\3\4", "of a tensor, take its .cpu().numpy()."
+    yield "talk.npy", np.stack([LOGITS, LOGITS]), "got (2, 39, 10). It may hold one recording."
     yield "talk.npy", LOGITS.T, "got (10, 39). It is transposed."
     yield "talk.npy", LOGITS.astype(np.complex64), "must hold real numbers; got complex64"
     yield "talk.npy", LOGITS[:5], "talk.txt must be a text that fits into the frames; got one"

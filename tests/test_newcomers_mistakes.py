@@ -294,7 +294,7 @@ REPEATS = " Repeated labels need a blank between them: see required_frames."
 KNOWN = "validate: labels of example {} must be class ids in [0, 5) other than the blank 0; got {} "
 UNKNOWN = (
     "If this entry is padding, say so in label_paddings (see label_paddings_from); if not, the "
-    "model needs a class for it, beside the blank."
+    "model needs a class for it, beside the blank; a wildcard is named by wildcard_id."
 )
 DOUBT = " Its first entry is padded: are {} a mask, or lengths? Nonzero is padding."
 LENGTHS = np.array([9, 8, 7, 5])

@@ -145,7 +145,7 @@ def test_validate(case):
 
 UNKNOWN = (
     "If this entry is padding, say so in label_paddings (see label_paddings_from); if not, the "
-    "model needs a class for it, beside the blank."
+    "model needs a class for it, beside the blank; a wildcard is named by wildcard_id."
 )
 FAULTS = {
     "blank": (

@@ -253,7 +253,7 @@ WORDS = WordSpans(jnp.array([0]), jnp.array([1]), jnp.ones(1), jnp.array(1))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: word_spans(ALIGNMENT, LABELS), "say alone what a word is; got 0 of them"),
+        (lambda: word_spans(ALIGNMENT, LABELS), "say alone what a word is; got 0 of them. Voc"),
         (
             lambda: word_spans(ALIGNMENT, LABELS, separator=1, word_ids=LABELS),
             "say alone what a word is; got 2 of them",

@@ -6,7 +6,9 @@ import math
 import os
 import re
 import stat
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,8 +167,13 @@ def test_any_text_stays_in_its_interval(tmp_path_factory, spans):
     path = tmp_path_factory.mktemp("subtitles") / "a.textgrid"
     write_spans(path, spans)
     _, tiers = tiers_of(path)
-    found = [entry[2].split() for entry in tiers["lines"]]
+    found = [entry[2].split() for entry in next(iter(tiers.values()))]
     assert [words for words in found if words] == [s.text.split() for s in spans if s.text.split()]
+
+
+def test_a_textgrid_of_words_has_words(tmp_path):
+    write_spans(tmp_path / "a.textgrid", [Span("to", 0.0, 0.5), Span("be", 0.5, 1.0)])
+    assert list(tiers_of(tmp_path / "a.textgrid")[1]) == ["words"]
 
 
 def test_nothing_is_a_file_too(tmp_path):
@@ -212,6 +219,22 @@ def test_times_must_be_times(format, times):
         format_spans([Span("a", *times)], format)
     with pytest.raises(ValueError, match=requirement):
         format_spans([Span("a", 0.0, 1.0, None, (Span("b", *times),))], format)
+
+
+def test_what_is_no_span_is_named(tmp_path):
+    one, nowhere = Span("be", 0.0, 1.0), cast(Any, [])
+    with pytest.raises(
+        ValueError, match=r"path must be the name of a file; got list\. The path co"
+    ):
+        write_spans(nowhere, [one])
+    for wrong, name in [
+        ([[one]], "list"),
+        (one, "one of them"),
+        (np.ones(1), "ndarray"),
+        (["be"], "str"),
+    ]:
+        with pytest.raises(ValueError, match=f"be a sequence of jaxctc.Span; got {name}. timed_sp"):
+            write_spans(tmp_path / "a.srt", cast(Any, wrong))
 
 
 def test_an_unknown_format_is_refused(tmp_path):

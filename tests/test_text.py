@@ -257,6 +257,7 @@ def test_bad_files(tmp_path, name, content, message):
             r"got ' ' \(1 times\)\. If nothing .* separator=\"\"\)",
         ),
         (lambda: BESIDE.words([1]), "between words; got ''. Labels do not show where words begin"),
+        (lambda: Vocabulary(cast(Any, {"-": 0})), r"got dict\. Those of ids by token are sorted\("),
         (lambda: PLAIN.words([1]), "Vocabulary.words: separator must be"),
         (lambda: PLAIN.word_options, "Vocabulary.word_options: separator must be"),
         (lambda: PLAIN.encode(cast(Any, 3)), "texts must be a string"),
