@@ -157,12 +157,11 @@ def _usual_mode(target: Path) -> int:
 
 def _check_kind(spans: Any) -> None:
     other = type(spans).__name__
-    if isinstance(spans, Sequence):
+    if isinstance(spans, Sequence) and not hasattr(spans, "_fields"):
         other = next((type(span).__name__ for span in spans if not isinstance(span, Span)), "")
-    if other or isinstance(spans, Span):
+    if other:
         remedy = "timed_spans makes them of words or labels; for a batch, write one example."
-        requirement = "be a sequence of jaxctc.Span"
-        checks.fail("format_spans", "spans", requirement, other or "one of them", remedy)
+        checks.fail("format_spans", "spans", "be a sequence of jaxctc.Span", other, remedy)
 
 
 def _check_times(spans: Sequence[Span]) -> None:

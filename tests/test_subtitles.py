@@ -229,7 +229,7 @@ def test_what_is_no_span_is_named(tmp_path):
         write_spans(nowhere, [one])
     for wrong, name in [
         ([[one]], "list"),
-        (one, "one of them"),
+        (one, "Span"),
         (np.ones(1), "ndarray"),
         (["be"], "str"),
     ]:
