@@ -37,6 +37,8 @@ BLOCKS = {
 )
 def test_block(block):
     """`print(...)  # expected` on a line of its own, or what stands in `# ` lines below it."""
+    if re.search(r"^import .*\btorch\b", block, re.MULTILINE):
+        pytest.importorskip("torch", reason="needs the extra `compare`")
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),

@@ -54,7 +54,10 @@ def forced_align(
     function = "adapters.torchaudio.forced_align"
     scores = checks.as_array(function, "log_probs", log_probs)
     if scores.ndim != 3:
-        checks.fail(function, "log_probs", "have shape (B, T, C)", scores.shape)
+        remedy = (
+            "Of one example, log_probs[None] and targets[None] have it." if scores.ndim == 2 else ""
+        )
+        checks.fail(function, "log_probs", "have shape (B, T, C)", scores.shape, remedy)
     scores = checks.class_scores(function, "log_probs", scores)
     batch, frames, classes = scores.shape
     dtype = checks.as_array(function, "targets", targets).dtype
