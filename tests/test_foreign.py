@@ -1,5 +1,7 @@
 """Tensors of PyTorch in place of arrays; without PyTorch, what only needs the look of one."""
 
+from typing import Any, cast
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ class TensorOnAGpu:
 
 def test_a_tensor_on_a_gpu_is_named():
     with pytest.raises(ValueError, match=r"logits must be one array of numbers; got ") as error:
-        jaxctc.ctc_loss(TensorOnAGpu(), None, LABELS, None)
+        jaxctc.ctc_loss(cast(Any, TensorOnAGpu()), None, LABELS, None)
     assert str(error.value).endswith(
         "got a tensor of torch.float32[1, 3, 4] that is on cuda:0. "
         "Pass its .cpu(), as this JAX cannot read a tensor on cuda:0."
@@ -49,7 +51,7 @@ def test_what_jax_says_of_its_own_arrays_stays():
     array = jnp.zeros((1, 3, 4))
     array.delete()
     with pytest.raises(RuntimeError, match="deleted"):
-        jaxctc.ctc_loss([array[0]], None, LABELS, None)
+        jaxctc.ctc_loss(cast(Any, [array[0]]), None, LABELS, None)
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "bfloat16 with a stride", "inference"])
@@ -77,3 +79,13 @@ def test_a_gradient_is_refused_with_the_way_to_have_it():
     torch = pytest.importorskip("torch", reason="needs the extra `compare`")
     with pytest.raises(ValueError, match=r"that requires grad\. Pass its \.detach\(\)\."):
         ctc_loss(torch.zeros(3, 1, 4, requires_grad=True), LABELS, [3], [2])
+    with pytest.raises(ValueError, match=r"frames of example 0 .* Pass its \.detach\(\)\."):
+        jaxctc.pad_to_bucket([torch.zeros(3, 4, requires_grad=True)], [[1, 2]], [(4, 2)])
+
+
+def test_for_the_host():
+    torch = pytest.importorskip("torch", reason="needs the extra `compare`")
+    frames = torch.randn(3, 4).to(torch.bfloat16)
+    batch = jaxctc.pad_to_bucket([frames], [torch.tensor([1, 2])], [(4, 2)])
+    np.testing.assert_array_equal(batch.frames[0, :3].astype(np.float32), frames.float())
+    assert jaxctc.Vocabulary(["-", "a", "b"]).decode(torch.tensor([1, 2])) == "ab"

@@ -170,7 +170,14 @@ def host_array(
     """An array of NumPy."""
     try:
         return np.asarray(values, dtype)
-    except (TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        if foreign.is_tensor(values):
+            array = foreign.from_tensor(values)
+            if array is not None:
+                return np.asarray(array, dtype)
+            fail(function, argument, requirement, _kind(values), foreign.remedy(values))
+        if isinstance(error, RuntimeError):  # JAX's: a donated array
+            raise
         if isinstance(values, Tracer):
             got, remedy = _kind(values).replace("an", "a traced", 1), "call it outside of jit."
             fail(function, argument, requirement, got, f"It is for the host: {remedy}")
