@@ -68,7 +68,10 @@ def test_within_jit_what_cannot_be_aligned_has_no_path(rng):
         ({"targets": [[1, 1, 1, 1]]}, r"log_probs\[0\] must have at least the 7 frames that"),
         ({"targets": [[1], [2]]}, r"targets must have shape \(B, L\) with B = 1"),
         ({"targets": [[1.0]]}, "targets must be integers"),
-        ({"log_probs": np.zeros((6, 4))}, r"log_probs must have shape \(B, T, C\); got \(6, 4\)\. Of one"),
+        (
+            {"log_probs": np.zeros((6, 4))},
+            r"log_probs must have shape \(B, T, C\); got \(6, 4\)\. Of one",
+        ),
         ({"blank": 4}, "blank must be a class id"),
     ],
     ids=str,
