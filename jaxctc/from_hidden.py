@@ -27,7 +27,7 @@ from jaxctc._core.emissions import (
 )
 from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
-from jaxctc._core.sharding import varying_like
+from jaxctc._core.sharding import over_explicit_axes, varying_like
 from jaxctc.loss import without_infinity
 
 
@@ -55,6 +55,7 @@ class _Config(NamedTuple):
     implementation: str | None
 
 
+@over_explicit_axes
 def ctc_loss_from_hidden(
     hidden: Float[ArrayLike, "*B T D"],
     kernel: Float[ArrayLike, "D K"],

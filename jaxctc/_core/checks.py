@@ -336,8 +336,8 @@ def not_explicit(function: str, **arrays: Array) -> None:
         if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
             requirement = "not be spread over explicit axes of a mesh"
             remedy = (
-                f"Wrap {function} in jax.sharding.auto_axes(…, out_sharding=…), or call it within "
-                "jax.shard_map."
+                f"Within jax.set_mesh, wrap {function} in jax.sharding.auto_axes(…, "
+                "out_sharding=…), or call it within jax.shard_map."
             )
             fail(function, argument, requirement, str(kind), remedy)
 
