@@ -444,10 +444,10 @@ class TestExplicitAxes:
     )
     def test_not_every_argument_has_to_be_spread(self, kinds, spread, rng):
         """By name, eager, frames along an axis, next to automatic axes."""
-        names = "logits", "logit_paddings", "labels", "label_paddings"
+        names: list[str] = ["logits", "logit_paddings", "labels", "label_paddings"]
         arguments = dict(zip(names, batch(rng, 5), strict=True))
         devices = jax.make_mesh((4, 2), ("batch", "model"), axis_types=kinds)
-        there: dict[str, Any] = dict(arguments)
+        there: dict[str, Any] = {**arguments}
         for name, spec in spread.items():
             there[name] = jax.device_put(arguments[name], NamedSharding(devices, spec))
         assert_equal(ctc_loss(**there), jax.jit(ctc_loss)(*arguments.values()))
