@@ -384,7 +384,8 @@ def implementation(function: str, value: Any, names: tuple[str, ...]) -> None:
     if value is None or (isinstance(value, str) and value in names):
         return
     known = ", ".join(f'"{name}"' for name in names[:-1])
-    fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value)
+    remedy = '"pallas" is the kernel for TPUs, and that for NVIDIA GPUs.'
+    fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value, remedy)
 
 
 def implementation_can(function: str, value: Any, reason: str | None) -> None:
