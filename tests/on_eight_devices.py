@@ -357,6 +357,12 @@ ANYWHERE = {
     "alignment_entropy": jaxctc.alignment_entropy,
     "forced_align": jaxctc.forced_align,
     "greedy_decode": lambda *given: jaxctc.greedy_decode(*given[:2]),
+    "is_feasible": jaxctc.is_feasible,
+    "required_frames": lambda *given: jaxctc.required_frames(given[2]),
+    "smoothing_penalty": lambda *given: jaxctc.smoothing_penalty(*given[:2]),
+    "confidence_penalty": lambda *given: jaxctc.confidence_penalty(given[0], None),
+    "delay_penalty": jax.grad(lambda *given: jnp.sum(jaxctc.delay_penalty(*given))),
+    "consistency_loss": lambda *given: jaxctc.consistency_loss(given[0], given[0] ** 2, given[1]),
 }
 """On explicit axes as on others."""
 EXPLICIT = [
@@ -422,6 +428,14 @@ class TestExplicitAxes:
         for result in jax.tree.leaves(found):
             assert jax.typeof(result).sharding.spec[0] == "batch"
         assert_equal(found, jax.jit(function)(*arguments))
+
+    def test_a_batch_can_be_validated_there(self, rng):
+        arguments = batch(rng, 5)
+        devices = mesh(AxisType.Explicit, batch=8)
+        there = jax.device_put(arguments, NamedSharding(devices, P("batch")))
+        jaxctc.validate(*there)
+        with pytest.raises(ValueError, match="validate: labels of example 0 must be class ids"):
+            jaxctc.validate(there[0], None, jnp.zeros_like(there[2]), None)
 
     def test_a_training_step_exchanges_its_mean(self, rng):
         """Without `jax.set_mesh`, too."""

@@ -113,7 +113,7 @@ MAY_IMPORT = {
         "_core.semirings",
     },
     # Public topics.
-    "padding": {"_core.checks", "_core.ragged"},
+    "padding": {"_core.checks", "_core.ragged", "_core.sharding"},
     "batching": {"_core.checks"},
     "posteriors": {
         "_core.checks",
@@ -229,6 +229,7 @@ MAY_IMPORT = {
         "_core.checks",
         "_core.normalizer",
         "_core.semirings",
+        "_core.sharding",
         "decoding.beam_search",
         "frame_losses",
         "loss",

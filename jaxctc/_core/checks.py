@@ -384,7 +384,7 @@ def implementation(function: str, value: Any, names: tuple[str, ...]) -> None:
     if value is None or (isinstance(value, str) and value in names):
         return
     known = ", ".join(f'"{name}"' for name in names[:-1])
-    remedy = '"pallas" is the kernel for TPUs, and that for NVIDIA GPUs.'
+    remedy = '"pallas" means the kernels for TPUs and NVIDIA GPUs.'
     fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value, remedy)
 
 

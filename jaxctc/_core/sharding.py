@@ -20,8 +20,14 @@ from jaxctc._core.lean import select
 
 Arguments = ParamSpec("Arguments")
 Results = TypeVar("Results")
-EXAMPLES = "logits", "hidden", "logit_paddings", "labels", "label_paddings"
-"""Arguments that begin with the batch axes."""
+AXES_OF_AN_EXAMPLE = {
+    "logits": 2,
+    "hidden": 2,
+    "logit_paddings": 1,
+    "labels": 1,  # or 2, with alternatives: then they are not the first argument
+    "label_paddings": 1,
+}
+"""Arguments that begin with the batch axes, and how many axes they have after those."""
 
 
 def over_explicit_axes(function: Callable[Arguments, Results]) -> Callable[Arguments, Results]:
@@ -29,7 +35,7 @@ def over_explicit_axes(function: Callable[Arguments, Results]) -> Callable[Argum
 
     There JAX wants the sharding of every step to be given. So the axes are automatic within
     `function`, and its results are sharded as the examples are. All of them have to begin with the
-    batch axes of the first argument, `[*B, T, _]`.
+    batch axes of the first argument.
     """
     signature = inspect.signature(function)
 
@@ -40,7 +46,8 @@ def over_explicit_axes(function: Callable[Arguments, Results]) -> Callable[Argum
         given = signature.bind(*arguments, **options).arguments
         arrays = {name: value for name, value in given.items() if isinstance(value, Array)}
         others = {name: value for name, value in given.items() if name not in arrays}
-        place = _place_of_examples(given[next(iter(signature.parameters))], arrays)
+        first = next(iter(signature.parameters))
+        place = _place_of_examples(np.ndim(given[first]) - AXES_OF_AN_EXAMPLE[first], arrays)
         by_name: Callable[..., Results] = function
         automatic: Any = jax.sharding.auto_axes(
             lambda arrays: by_name(**arrays, **others),
@@ -57,15 +64,16 @@ def _on_explicit_axes(value: object) -> bool:
     return isinstance(value, Array) and bool(jax.typeof(value).sharding.mesh.explicit_axes)
 
 
-def _place_of_examples(first: Any, arrays: dict[str, Array]) -> NamedSharding:
+def _place_of_examples(batch_axes: int, arrays: dict[str, Array]) -> NamedSharding:
     """How the batch axes are sharded: as those of the first argument that has them sharded."""
     places = {
         name: jax.typeof(value).sharding
         for name, value in arrays.items()
         if _on_explicit_axes(value)
     }
-    batch_axes = np.ndim(first) - 2
-    specs = [place.spec[:batch_axes] for name, place in places.items() if name in EXAMPLES]
+    specs = [
+        place.spec[:batch_axes] for name, place in places.items() if name in AXES_OF_AN_EXAMPLE
+    ]
     spec = next((spec for spec in specs if any(spec)), ())
     return NamedSharding(next(iter(places.values())).mesh, PartitionSpec(*spec))
 
