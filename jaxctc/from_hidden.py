@@ -23,6 +23,7 @@ from jaxctc._core.emissions import (
     Inputs,
     Scores,
     pad_empty_time_axis,
+    refuse_symbolic_sizes,
     refuse_unsupported,
 )
 from jaxctc._core.kernels import PUBLIC_NAMES
@@ -114,6 +115,7 @@ def ctc_loss_from_hidden(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
     checks.inputs_not_explicit(function, inputs, "hidden")
+    refuse_symbolic_sizes(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"
         checks.fail(function, "hidden", requirement, inputs.logits.shape)
