@@ -19,10 +19,9 @@ Axis letters, everywhere:
     C   candidates for the next token
     D   hidden values
 
-A batch may lie on several devices, which then exchange nothing: under `jit`, in arrays that are
-sharded along a batch axis, or within `jax.shard_map` (where beams belong; on meshes of explicit
-axes, `jax.sharding.auto_axes` is another way). `ctc_loss` can also have its classes on several
-devices.
+A batch may lie on several devices, which exchange nothing then: under `jit`, in arrays that are
+sharded along a batch axis, or within `jax.shard_map`, where beams belong. `ctc_loss` can also have
+its classes on several devices.
 
 Losses and scores are in nats, times in frames, distances in tokens. A padding is nonzero where an
 entry is not in use, and may sit anywhere.

@@ -29,6 +29,7 @@ from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import Paths, best_path, frame_classes, frame_ids, occupancies_along
 from jaxctc._core.problem import expected_size
 from jaxctc._core.semirings import WIDE, Semiring
+from jaxctc._core.sharding import over_explicit_axes
 
 _BAND = (
     "forced_align: band goes in version 0.3, because it saves a quarter of the time at best. "
@@ -68,6 +69,7 @@ class AlignmentOfChoices(NamedTuple):
     """Which alternative of each label the path takes, from 0 on; -1 where there is no label."""
 
 
+@over_explicit_axes
 def forced_align(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -157,7 +159,7 @@ def forced_align(
     if checkpoint_every is not None:
         checkpoint_every = checks.count("forced_align", "checkpoint_every", checkpoint_every, 1)
     if band is not None:
-        warnings.warn(_BAND, DeprecationWarning, stacklevel=2)
+        warnings.warn(_BAND, DeprecationWarning, stacklevel=3)  # 2 is over_explicit_axes
         band = checks.count("forced_align", "band", band)
         if label_log_weights is not None:
             checks.none_with("forced_align", "label_log_weights", band=band)

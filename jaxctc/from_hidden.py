@@ -23,11 +23,12 @@ from jaxctc._core.emissions import (
     Inputs,
     Scores,
     pad_empty_time_axis,
+    refuse_symbolic_sizes,
     refuse_unsupported,
 )
 from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
-from jaxctc._core.sharding import varying_like
+from jaxctc._core.sharding import over_explicit_axes, varying_like
 from jaxctc.loss import without_infinity
 
 
@@ -55,6 +56,7 @@ class _Config(NamedTuple):
     implementation: str | None
 
 
+@over_explicit_axes
 def ctc_loss_from_hidden(
     hidden: Float[ArrayLike, "*B T D"],
     kernel: Float[ArrayLike, "D K"],
@@ -113,6 +115,7 @@ def ctc_loss_from_hidden(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
     checks.inputs_not_explicit(function, inputs, "hidden")
+    refuse_symbolic_sizes(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"
         checks.fail(function, "hidden", requirement, inputs.logits.shape)

@@ -11,6 +11,7 @@ from jaxctc._core import checks
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import prepare_inputs
 from jaxctc._core.lean import select
+from jaxctc._core.sharding import over_explicit_axes
 from jaxctc.posteriors import state_log_probs
 
 
@@ -25,6 +26,7 @@ class LossAndForwardProbs(NamedTuple):
     """log α_t of each label."""
 
 
+@over_explicit_axes
 def ctc_loss(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, mask_padding
 from jaxctc._core.semirings import LOG
+from jaxctc._core.sharding import over_explicit_axes
 from jaxctc.decoding.beam_search import prefix_beam_search
 from jaxctc.frame_losses import cross_entropy
 from jaxctc.loss import ctc_loss
@@ -157,6 +158,7 @@ def focal_loss(
     return jnp.where(is_inside, (-jnp.expm1(-inside)) ** gamma * inside, outside)
 
 
+@over_explicit_axes
 def smoothing_penalty(
     logits: Float[ArrayLike, "*B T K"], logit_paddings: Shaped[ArrayLike, "*B T"] | None
 ) -> Float[Array, "*B"]:
@@ -191,6 +193,7 @@ def smoothing_penalty(
     return jnp.sum(cross_entropy(scores, any_id, label_smoothing=1.0, paddings=padded), axis=-1)
 
 
+@over_explicit_axes
 def confidence_penalty(
     logits: Float[ArrayLike, "*B T K"], logit_paddings: Shaped[ArrayLike, "*B T"] | None
 ) -> Float[Array, "*B"]:
@@ -222,6 +225,7 @@ def confidence_penalty(
     return -jnp.sum(cross_entropy(scores, probs, paddings=padded), axis=-1)
 
 
+@over_explicit_axes
 def delay_penalty(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -379,6 +383,7 @@ def _expectation(
     return jnp.sum(shares * errors.astype(shares.dtype), axis=-1)
 
 
+@over_explicit_axes
 def consistency_loss(
     logits: Float[ArrayLike, "*B T K"],
     other_logits: Float[ArrayLike, "*B T K"],

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
+from jaxctc._core.sharding import over_explicit_axes
 
 
 def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[Array, "*B L"]:
@@ -98,6 +99,7 @@ def label_paddings_from(
     return ids == checks.some_id("label_paddings_from", "padding", padding)
 
 
+@over_explicit_axes
 def required_frames(
     labels: Int[ArrayLike, "*B N"],
     label_paddings: Shaped[ArrayLike, "*B N"] | None = None,
@@ -144,6 +146,7 @@ def required_frames(
     )
 
 
+@over_explicit_axes
 def is_feasible(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -186,6 +189,7 @@ def is_feasible(
     return (needs.required <= needs.frames) & ~jnp.any(needs.is_unknown, axis=-1)
 
 
+@over_explicit_axes
 def validate(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

@@ -16,6 +16,7 @@ from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import frame_ids, sample_paths
 from jaxctc._core.recursion import entropy, rows
 from jaxctc._core.semirings import LOG, Semiring
+from jaxctc._core.sharding import over_explicit_axes
 
 
 class StateLogProbs(NamedTuple):
@@ -164,6 +165,7 @@ def backward_log_probs(
     return state_log_probs(config, inputs, backward=True)
 
 
+@over_explicit_axes
 def posteriors(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -238,6 +240,7 @@ def posteriors(
     return found._replace(label=found.label.reshape(shape))
 
 
+@over_explicit_axes
 def expected_durations(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -292,6 +295,7 @@ def expected_durations(
     return jnp.sum(_posteriors(config, inputs).label, axis=-2)
 
 
+@over_explicit_axes
 def alignment_entropy(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

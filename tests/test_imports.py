@@ -114,7 +114,7 @@ MAY_IMPORT = {
         "_core.semirings",
     },
     # Public topics.
-    "padding": {"_core.checks", "_core.ragged"},
+    "padding": {"_core.checks", "_core.ragged", "_core.sharding"},
     "batching": {"_core.checks"},
     "posteriors": {
         "_core.checks",
@@ -125,8 +125,15 @@ MAY_IMPORT = {
         "_core.paths",
         "_core.recursion",
         "_core.semirings",
+        "_core.sharding",
     },
-    "loss": {"_core.checks", "_core.derivatives", "_core.emissions", "posteriors"},
+    "loss": {
+        "_core.checks",
+        "_core.derivatives",
+        "_core.emissions",
+        "_core.sharding",
+        "posteriors",
+    },
     "from_hidden": {
         "_core.checks",
         "_core.derivatives",
@@ -147,6 +154,7 @@ MAY_IMPORT = {
         "_core.paths",
         "_core.problem",
         "_core.semirings",
+        "_core.sharding",
     },
     "substitutions": {
         "_core.changes",
@@ -173,7 +181,7 @@ MAY_IMPORT = {
     "metrics.error_reports": {"_core.checks", "metrics.error_rates", "metrics.levenshtein"},
     # Decoding, and what is trained by it.
     "decoding.__init__": set(),
-    "decoding.greedy": {"_core.checks", "_core.normalizer", "_core.ragged"},
+    "decoding.greedy": {"_core.checks", "_core.normalizer", "_core.ragged", "_core.sharding"},
     "decoding.automata": set(),
     "decoding.language_models": {"_core.checks", "decoding.automata"},
     "decoding.memory": {"_core.checks"},
@@ -222,6 +230,7 @@ MAY_IMPORT = {
         "_core.checks",
         "_core.normalizer",
         "_core.semirings",
+        "_core.sharding",
         "decoding.beam_search",
         "frame_losses",
         "loss",

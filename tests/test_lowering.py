@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BATCHES, batch_of
-from jax.export import export, symbolic_shape
+from jax.export import SymbolicScope, export, symbolic_shape
 
+import jaxctc
 from benchmarks.programs import Sizes, programs
 from jaxctc import ctc_loss, error_counts, forced_align, greedy_decode, prefix_beam_search
 
@@ -93,6 +94,48 @@ def test_a_batch_of_any_size(name):
     for size in (1, 6, 40):
         found, expected = program.call(*batch(size)), function(*batch(size))
         chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "logits", "labels", "options", "message"),
+    [
+        (
+            jaxctc.ctc_loss,
+            "b, t, 7",
+            "b, 3",
+            {},
+            "logits must be of known size, but for batch axes",
+        ),
+        (jaxctc.posteriors, "b, 9, k", "b, 3", {}, r"logits must .* got \(b, 9, k\). Export one"),
+        (jaxctc.forced_align, "b, 9, 7", "b, n", {}, "labels must be of known size"),
+        (
+            jaxctc.ctc_loss,
+            "b, 9, 7",
+            "b, 3",
+            {"implementation": "pallas"},
+            "got pallas. Kernels are made for a batch of known size",
+        ),
+    ],
+)
+def test_other_sizes_are_known(function, logits, labels, options, message):
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in zip(
+            symbolic_shapes(logits, labels), (np.float32, np.int32), strict=True
+        )
+    ]
+
+    def program(logits, labels):
+        return function(logits, None, labels, None, **options)
+
+    with pytest.raises(ValueError, match=message):
+        export(jax.jit(program), platforms=["tpu"])(*shapes)
+
+
+def symbolic_shapes(*shapes):
+    """In one scope, so that a name is one number in all of them."""
+    scope = SymbolicScope()
+    return [symbolic_shape(shape, scope=scope) for shape in shapes]
 
 
 PROGRAMS = {

@@ -344,8 +344,8 @@ def not_explicit(function: str, **arrays: Array) -> None:
         if any(isinstance(axes, str | tuple) for axes in kind.sharding.spec):
             requirement = "not be spread over explicit axes of a mesh"
             remedy = (
-                f"Wrap {function} in jax.sharding.auto_axes(…, out_sharding=…), or call it within "
-                "jax.shard_map."
+                f"Within jax.set_mesh, wrap {function} in jax.sharding.auto_axes(…, "
+                "out_sharding=…), or call it within jax.shard_map."
             )
             fail(function, argument, requirement, str(kind), remedy)
 
@@ -392,7 +392,8 @@ def implementation(function: str, value: Any, names: tuple[str, ...]) -> None:
     if value is None or (isinstance(value, str) and value in names):
         return
     known = ", ".join(f'"{name}"' for name in names[:-1])
-    fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value)
+    remedy = '"pallas" means the kernels for TPUs and NVIDIA GPUs.'
+    fail(function, "implementation", f'be None, {known} or "{names[-1]}"', value, remedy)
 
 
 def implementation_can(function: str, value: Any, reason: str | None) -> None:

@@ -121,6 +121,7 @@ def prepare_inputs(
         labels, label_paddings, label_log_weights = _in_one_row(choices)
     given = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
     checks.inputs_not_explicit(function, given)
+    refuse_symbolic_sizes(function, given)
     num_frames, given = given.logits.shape[-2], pad_empty_time_axis(given)
     axis = checks.vocab_axis(function, vocab_axis_name, given.logits)
     blank = checks.class_id(function, "blank_id", blank_id, number_of_classes(given.logits, axis))
@@ -203,9 +204,25 @@ def refuse_unsupported(function: str, config: Config, inputs: Inputs) -> None:
     """Raises where the implementation that was asked for cannot solve the problem."""
     if config.implementation != "pallas":
         return
+    if not all(isinstance(size, int) for size in inputs.labels.shape):
+        reason = "Kernels are made for a batch of known size."
+        checks.implementation_can(function, config.implementation, reason)
     problem = jax.eval_shape(lambda inputs: build_lattice(inputs, config).problem, inputs)
     reason = refusal(problem, label_loop=config.label_loop)
     checks.implementation_can(function, config.implementation, reason)
+
+
+def refuse_symbolic_sizes(
+    function: str, given: checks.CtcInputs, scores_name: str = "logits"
+) -> None:
+    """Only a batch may be of any size in `jax.export`: schedules are made for the other sizes."""
+    sizes = {scores_name: given.logits.shape[-2:], "labels": given.labels.shape[-1:]}
+    for argument, shape in sizes.items():
+        if not all(isinstance(size, int) for size in shape):
+            whole = given.logits.shape if argument == scores_name else given.labels.shape
+            requirement = "be of known size, but for batch axes"
+            remedy = "Export one program for each size: see pad_to_bucket."
+            checks.fail(function, argument, requirement, whole, remedy)
 
 
 def pad_empty_time_axis(given: checks.CtcInputs) -> checks.CtcInputs:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer
 from jaxctc._core.ragged import pack_left, scatter_in_order
+from jaxctc._core.sharding import over_explicit_axes
 
 
 class Hypotheses(NamedTuple):
@@ -31,6 +32,7 @@ class Hypotheses(NamedTuple):
     """In [0, 1], -1 after the last; of what, the decoder says."""
 
 
+@over_explicit_axes
 def greedy_decode(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
