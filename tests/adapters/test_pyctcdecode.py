@@ -218,10 +218,12 @@ def test_words_that_no_model_or_label_has(model_path):
 
 def test_states_and_weights_of_another_kind(model_path, logits):
     decoder = build_ctcdecoder(LETTERS, model_path)
-    for state in ("x", -1, 10**9):
+    states: list[Any] = ["x", -1, 10**9]
+    for state in states:
         with pytest.raises(ValueError, match="lm_start_state must be None or the second entry"):
             decoder.decode(logits, lm_start_state=state)
-    for weight in ("x", float("nan")):
+    weights: list[Any] = ["x", math.nan]
+    for weight in weights:
         with pytest.raises(ValueError, match="alpha must be a finite number"):
             decoder.reset_params(alpha=weight)
 
