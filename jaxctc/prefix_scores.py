@@ -280,7 +280,8 @@ def _first_state(
         tails=_backwards(products(_backwards(sums), semiring)),
         offset=sum_over_frames(select(is_frame, offset, 0)),
         is_frame=is_frame,
-        is_nan=jnp.any(~(largest + (0 if log_sum is None else log_sum) < jnp.inf) & is_frame, -1),
+        # Number by number: over some thousand of them, the maximum of XLA:CPU leaves NaN out.
+        is_nan=jnp.any(~(scores < jnp.inf) & is_frame[..., None], axis=(-2, -1)),
         blank=jax.tree.map(lambda part: broadcast(part[..., None, :], shape), only_blanks),
         label=jax.tree.map(
             lambda part, zero: lax.full_like(part, zero, shape=shape), only_blanks, semiring.zero

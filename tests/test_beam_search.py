@@ -373,6 +373,16 @@ def test_awkward_frames():
     assert best.labels[3].tolist() == [[-1, -1], [1, -1]]  # equally likely: what was there first
 
 
+@pytest.mark.parametrize("logits_normalized", [False, True])
+def test_nan_among_thousands_of_scores(logits_normalized, rng):
+    """The maximum of XLA:CPU finds no NaN there."""
+    logits = rng.normal(size=(3, 47, 32)).astype(np.float32)
+    logits[1, 10, 5] = np.nan
+    best = prefix_beam_search(logits, None, beam_width=2, logits_normalized=logits_normalized)
+    assert np.isnan(best.scores[:, 0]).tolist() == [False, True, False]
+    assert (best.labels[1] == -1).all()
+
+
 def test_scores_that_are_log_probabilities():
     log_probs = np.log(np.array([[0.1, 0.4], [0.3, 0.1]], np.float32))
     best = search_all(log_probs, None, logits_normalized=True)

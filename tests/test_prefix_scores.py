@@ -330,6 +330,17 @@ def test_no_step_by_frame():
     assert not {"float64", "complex128"} & dtypes(jaxpr)
 
 
+@pytest.mark.parametrize("logits_normalized", [False, True])
+def test_nan_among_thousands_of_scores(logits_normalized, rng):
+    """The maximum of XLA:CPU finds no NaN there."""
+    logits = rng.normal(size=(3, 47, 32)).astype(np.float32)
+    logits[1, 10, 5] = np.nan
+    options = {"beam_width": 1, "logits_normalized": logits_normalized}
+    scores = prefix_scores(prefix_scores_init(logits, None, **options))
+    assert np.isnan(scores.end[:, 0]).tolist() == [False, True, False]
+    assert np.isnan(scores.token[1]).all()
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [

@@ -423,7 +423,8 @@ def _chunk(
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)
     prefixes, (origins, is_full) = lax.scan(step, first, places)
-    bad = jnp.any(~(jnp.max(scores, axis=-1) < jnp.inf) & is_frame, axis=-1)
+    # Number by number: over some thousand of them, the maximum of XLA:CPU leaves NaN out.
+    bad = jnp.any(~(scores < jnp.inf) & is_frame[..., None], axis=(-2, -1))
     labels = read_back(state.labels, state.prefixes.lengths, origins)
     full = state.is_full if is_full is None else state.is_full | jnp.any(is_full, axis=0)
     return BeamState(labels, prefixes, state.is_nan | bad, full)

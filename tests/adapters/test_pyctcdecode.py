@@ -189,6 +189,62 @@ def test_probabilities_and_log_probabilities_will_do(logits):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((1, 6, 4), "decode_batch"),
+        ((4,), "One utterance is a matrix"),
+        ((4, 6), "transpose"),
+        ((6, 3), "the blank is one class more"),
+    ],
+    ids=str,
+)
+def test_logits_of_other_shapes(shape, remedy):
+    with pytest.raises(ValueError, match=rf"decode: logits must have shape \(T, 4\).*{remedy}"):
+        build_ctcdecoder(LETTERS).decode(np.zeros(shape))
+
+
+def test_words_that_no_model_or_label_has(model_path):
+    with pytest.warns(UserWarning, match="1 of 11 unigrams are in .* Is their case"):
+        build_ctcdecoder(LETTERS, model_path, unigrams=["ab", *"CDEFGHIJKL"])
+    no_word = pytest.raises(ValueError, match="tokens must name words of the file")
+    with pytest.warns(UserWarning, match="labels spell few words .* Is their case"), no_word:
+        build_ctcdecoder(["", "|", "A", "B", "C"], model_path)
+    with pytest.raises(ValueError, match="unigrams must be a list of words"):
+        build_ctcdecoder(LETTERS, model_path, unigrams="words.txt")
+    with pytest.raises(ValueError, match="hotwords must be a list of words; got 'ab'"):
+        build_ctcdecoder(LETTERS).decode(np.zeros((3, 4)), hotwords="ab")
+
+
+def test_states_and_weights_of_another_kind(model_path, logits):
+    decoder = build_ctcdecoder(LETTERS, model_path)
+    states: list[Any] = ["x", -1, 10**9]
+    for state in states:
+        with pytest.raises(ValueError, match="lm_start_state must be None or the second entry"):
+            decoder.decode(logits, lm_start_state=state)
+    weights: list[Any] = ["x", math.nan]
+    for weight in weights:
+        with pytest.raises(ValueError, match="alpha must be a finite number"):
+            decoder.reset_params(alpha=weight)
+
+
+def test_impossible_frames_warn_of_nothing(logits, recwarn):
+    impossible = logits.copy()
+    impossible[1] = -np.inf
+    assert build_ctcdecoder(LETTERS).decode_batch(None, [impossible])[0] == ""
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_among_thousands_of_scores(place, rng):
+    """The maximum of XLA:CPU finds no NaN there."""
+    letters = ["", " ", *"abcdefghijklmnopqrstuvwxyz"]
+    batch = rng.normal(size=(2, 50, len(letters)))
+    batch[place, 10, 5] = np.nan
+    texts = build_ctcdecoder(letters).decode_batch(None, batch)
+    assert [text == "" for text in texts] == [place == 0, place == 1]
+
+
 def test_nan_is_one_empty_text(logits):
     bad = logits.copy()
     bad[2, 1] = np.nan

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from jaxctc._core import checks
 from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import Alphabet, require_space, vocabulary_of, written
+from jaxctc.adapters.pyctcdecode.inputs import require_list, utterance
 from jaxctc.adapters.pyctcdecode.language_model import LanguageModel, visible_names
 from jaxctc.decoding.likely_tokens import LikelyFrames, likely_frames
 from jaxctc.decoding.memory import MAX_BYTES
@@ -359,10 +360,7 @@ class BeamSearchDecoderCTC:
         classes = len(self._vocabulary.tokens)
         parts, are_logits = [np.zeros((0, classes), np.float32)], []
         for logits in logits_list:
-            scores = checks.host_array(function, "logits", logits, "be an array")
-            if scores.ndim != 2 or scores.shape[1] != classes:
-                requirement = f"have shape (T, {classes}), a column for each label and the blank"
-                checks.fail(function, "logits", requirement, scores.shape)
+            scores = utterance(function, logits, classes)
             are_probabilities = _sum_to_1(scores)
             if are_probabilities:
                 scores = np.log(np.clip(scores, constants.MIN_TOKEN_CLIP_P, 1))
@@ -372,7 +370,9 @@ class BeamSearchDecoderCTC:
             are_logits.append(not are_probabilities)
         lengths = [len(part) for part in parts[1:]]
         scores = np.concatenate(parts)
-        if any(are_logits):
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # rows of -inf, or with +inf, become NaN
             is_logit = True if all(are_logits) else np.repeat(are_logits, lengths)[:, None]
             scores = np.subtract(scores, _finite_max(scores), out=scores, where=is_logit)
             log_sums = np.log(np.exp(scores) @ np.ones((classes, 1), np.float32))
@@ -384,6 +384,7 @@ class BeamSearchDecoderCTC:
         self, function: str, hotwords: Iterable[str] | None, weight: float, start: int | None
     ) -> dict[str, Any]:
         """What guides the search, by the names that `beam_step` has for it; None for nothing."""
+        require_list(function, "hotwords", hotwords)
         hot = tuple(sorted({word for phrase in hotwords or () for word in phrase.split()}))
         if hot and self._vocabulary.separator is None:
             requirement = 'be None unless labels have " " or "|", or begin words with "▁"'
@@ -395,8 +396,7 @@ class BeamSearchDecoderCTC:
                 checks.fail(function, "lm_start_state", requirement, start)
             return {"hot_words": hot_words}
         if start is not None:
-            contexts = len(self._spelt.words.ngrams.fail_state)
-            start = checks.class_id(function, "lm_start_state", start, contexts)
+            start = self._spelt.context(function, start)
         words, known = self._spelt.weighted(self._language_model, start)
         return {"language_model": words, "hot_words": hot_words, "lexicon": known}
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from jaxctc._core import checks
 from jaxctc.adapters.pyctcdecode import constants
 from jaxctc.adapters.pyctcdecode.alphabet import MARK
+from jaxctc.adapters.pyctcdecode.inputs import require_list
 from jaxctc.decoding.arpa import read_ngrams, word_ngrams
 from jaxctc.decoding.lexicon import Lexicon, build_lexicon
 from jaxctc.decoding.memory import MAX_BYTES, Memory
@@ -54,12 +56,20 @@ class LanguageModel:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         """Reads the file."""
+        require_list("build_ctcdecoder", "unigrams", unigrams)
         self._path = os.fsdecode(getattr(kenlm_model, "path", kenlm_model))
         self._memory = Memory(self._path, max_bytes)
         self._ngrams = read_ngrams(self._path, self._memory)
         listed = [word.decode() for word in self._ngrams.vocabulary]
         listed = sorted({*listed} - {"<unk>", "<s>", "</s>"})
-        self.unigrams = sorted({*listed} & {*(unigrams or ())}) or listed
+        given = {*(unigrams or ())}
+        found = {*listed} & given
+        self.unigrams = sorted(found) or listed
+        if 10 * len(found) < len(given):
+            _warn(
+                f"{len(found)} of {len(given)} unigrams are in {self._path}; the others are left "
+                "out. Is their case that of the model?"
+            )
         self.alpha, self.beta = alpha, beta
         self.unk_score_offset, self.score_boundary = unk_score_offset, score_boundary
 
@@ -69,8 +79,9 @@ class LanguageModel:
             checks.choice("reset_params", "params", name, self.JSON_ATTRS)
             if value is None:
                 continue
-            if name != "score_boundary" and not np.isfinite(value):
-                checks.fail("reset_params", name, "be a finite number", value)
+            is_number = isinstance(value, int | float | np.number) and np.isfinite(value)
+            if name != "score_boundary" and not is_number:
+                checks.fail("reset_params", name, "be a finite number", repr(value))
             setattr(self, name, value)
 
     def save_to_dir(self, filepath: str, unigram_encoding: str | None = None) -> None:
@@ -119,6 +130,9 @@ class LanguageModel:
 
     def spelt(self, vocabulary: Vocabulary) -> "SpeltWords":
         """The same for a beam search over the labels of a vocabulary."""
+        letters, spelt = set("".join(self.unigrams)), set("".join(vocabulary.tokens))
+        if 5 * len(letters & spelt) < len(letters):
+            _warn(f"labels spell few words of {self._path}. Is their case that of the model?")
         mark = vocabulary.separator or ""
         ends_word = np.array([name.startswith(mark) for name in vocabulary.tokens])
         names = [name.removeprefix(mark).encode() for name in vocabulary.tokens]
@@ -139,6 +153,14 @@ class SpeltWords(NamedTuple):
 
     words: WordNGrams
     known: Lexicon
+
+    def context(self, function: str, start: int) -> int:
+        """The state of a result, as `lm_start_state`."""
+        contexts = len(self.words.ngrams.fail_state)
+        if not isinstance(start, int | np.integer) or not 0 <= start < contexts:
+            requirement = "be None or the second entry of a result of decode_beams, of this model"
+            checks.fail(function, "lm_start_state", requirement, repr(start)[:99])
+        return int(start)
 
     def weighted(self, model: LanguageModel, start: int | None) -> tuple[WeightedWords, Lexicon]:
         """With the weights that `model` has now, from a state on."""
@@ -162,3 +184,7 @@ class SpeltWords(NamedTuple):
 def visible_names(folder: str) -> list[str]:
     """Names in a folder, hidden ones and those that begin with two underscores left out."""
     return sorted(name for name in os.listdir(folder) if not name.startswith((".", "__")))
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"adapters.pyctcdecode: {what}", UserWarning, stacklevel=4)
