@@ -181,7 +181,13 @@ MAY_IMPORT = {
     "metrics.error_reports": {"_core.checks", "metrics.error_rates", "metrics.levenshtein"},
     # Decoding, and what is trained by it.
     "decoding.__init__": set(),
-    "decoding.greedy": {"_core.checks", "_core.normalizer", "_core.ragged", "_core.sharding"},
+    "decoding.greedy": {
+        "_core.checks",
+        "_core.lean",
+        "_core.normalizer",
+        "_core.ragged",
+        "_core.sharding",
+    },
     "decoding.automata": set(),
     "decoding.language_models": {"_core.checks", "decoding.automata"},
     "decoding.memory": {"_core.checks"},

@@ -453,3 +453,34 @@ def test_no_matrix_product(name):
     """A product at default precision would round to bfloat16 on TPU and TF32 on GPU."""
     names = {equation.primitive.name for equation in equations(jaxpr_of(name))}
     assert "dot_general" not in names
+
+
+@pytest.mark.parametrize("logits_normalized", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_found_among_thousands_of_scores(value, logits_normalized, rng):
+    """The maximum of so many, or of fewer, leaves NaN out on a CPU."""
+    logits = rng.normal(size=(3, 200, 40)).astype(np.float32)
+    labels = rng.integers(1, 40, (3, 30)).astype(np.int32)
+    logits[1, 10, labels[1, 7]] = value
+    given = logits, None, labels, None
+    options = {"logits_normalized": logits_normalized}
+
+    @jax.jit
+    def found(logits):
+        def loss(logits):
+            return jaxctc.ctc_loss(logits, *given[1:], **options)
+
+        losses, pullback = jax.vjp(loss, logits)
+        return {
+            "loss": losses,
+            "no infinity": jaxctc.ctc_loss(logits, *given[1:], zero_infinity=True, **options),
+            "gradient": pullback(jnp.ones_like(losses))[0],
+            "posteriors": jaxctc.posteriors(logits, *given[1:], **options).label,
+            "entropy": jaxctc.alignment_entropy(logits, *given[1:], **options),
+            "score": jaxctc.forced_align(logits, *given[1:], **options).score,
+            "greedy": jaxctc.greedy_decode(logits, None, **options).scores,
+        }
+
+    for name, part in found(logits).items():
+        where = np.isnan(part).reshape(3, -1).any(axis=1)
+        np.testing.assert_array_equal(where, [False, True, False], err_msg=name)

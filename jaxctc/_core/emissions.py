@@ -267,17 +267,20 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
     if not config.logits_normalized:
         # NaN if any class is NaN or +inf
         frame_max, log_normalizer = normalizer(logits, config.blank, config.vocab_axis)
+        is_sound = log_normalizer > -jnp.inf
     else:
+        read = scores
         if config.wildcard is None:
-            largest = jnp.maximum(blank_scores, _max_over_labels(scores, columns, is_label))
-        else:
-            largest = at_least_float32(jnp.max(scores, axis=-1))
-        frame_max = safe_max(largest)  # NaN and +inf pass into it
+            read = _scores_of_labels(scores, columns, is_label)
+        largest = at_least_float32(jnp.max(read, axis=-1, initial=-jnp.inf))
+        frame_max = safe_max(jnp.maximum(blank_scores, largest))
         log_normalizer = -frame_max
+        # Number by number, because a maximum of XLA:CPU leaves NaN out.
+        is_sound = (blank_scores < jnp.inf) & jnp.all(read < jnp.inf, axis=-1)
     wildcards = None
     if inputs.scores.wildcard is not None and is_wildcard is not None:
         wildcards = Wildcards(inputs.scores.wildcard, _gaps(is_wildcard, is_own))
-    has_nan = jnp.any(~(log_normalizer > -jnp.inf) & is_frame, axis=-1)
+    has_nan = jnp.any(~is_sound & is_frame, axis=-1)
     bias = None
     if inputs.scores.label_bias is not None:
         bias = _bias_up_to_0(inputs.scores.label_bias, is_own)
@@ -381,17 +384,16 @@ def _bias_up_to_0(bias: Float[Array, "*B T N"], is_own: Bool[Array, "*B N"]) -> 
     return Bias(packed_bias(bias, is_own) - largest[..., None], -largest)
 
 
-def _max_over_labels(
+def _scores_of_labels(
     scores: Float[Array, "*B T M"], columns: Int[Array, "*B N"], is_label: Bool[Array, "*B N"]
-) -> Float[Array, "*B T"]:
-    """Largest score of a label, by way of the shorter of two tables."""
+) -> Float[Array, "*B T _"]:
+    """The scores that labels read, -inf for others: the shorter of two tables."""
     classes = scores.shape[-1]
     if classes <= columns.shape[-1]:
         counts = _is_spelt(columns, is_label, classes)
     else:
         counts, scores = is_label, read_columns(scores, columns)
-    scores = select(counts[..., None, :], scores, -jnp.inf)
-    return at_least_float32(jnp.max(scores, axis=-1, initial=-jnp.inf))
+    return select(counts[..., None, :], scores, -jnp.inf)
 
 
 def _is_spelt(columns: Array, is_label: Array, classes: int) -> Bool[Array, "*B K"]:

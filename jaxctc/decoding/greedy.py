@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.lean import select
 from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer
 from jaxctc._core.ragged import pack_left, scatter_in_order
 from jaxctc._core.sharding import over_explicit_axes
@@ -92,7 +93,10 @@ def _greedy(
     runs = find_runs(path, is_frame, blank, label_loop)
 
     best = jnp.max(scores, axis=-1)
-    if not logits_normalized:
+    if logits_normalized:
+        # Number by number, because a maximum of XLA:CPU leaves NaN out.
+        best = select(jnp.all(scores < jnp.inf, axis=-1), best, jnp.nan)
+    else:
         largest, log_sum = normalizer(scores, blank)
         best = (best - largest) - log_sum
     best = pack_left(best, is_frame)
