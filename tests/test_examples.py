@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from scripts import EXAMPLES, run
+from scripts import EXAMPLES, QUICKLY_COMPILED, run
 
 import jaxctc
 from jaxctc import __main__ as command
@@ -196,6 +196,7 @@ def training(folder, count, *options, **environment):
         address = f"localhost:{server.getsockname()[1]}"
     if count > 1:
         environment["JAX_COORDINATOR_ADDRESS"] = address
+    environment["XLA_FLAGS"] = QUICKLY_COMPILED
     command = [sys.executable, EXAMPLES / "train_sharded.py", "--checkpoints", folder]
     command += ["--steps", "12", "--save-every", "2", "--batch-size", "2", *options]
     with contextlib.ExitStack() as stack:

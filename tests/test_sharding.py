@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import QUICKLY_COMPILED
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_on_eight_devices(program):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}",
     }
     path = str(Path(__file__).with_name(f"{program}.py"))
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", path]
