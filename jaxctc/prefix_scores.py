@@ -36,6 +36,7 @@ from jaxctc._core.frame_sums import likeliest_frames, shape_of, sum_of_all, sum_
 from jaxctc._core.lean import broadcast, reverse, select
 from jaxctc._core.normalizer import (
     at_least_float32,
+    largest_or_nan,
     mask_padding,
     normalizer,
     safe_max,
@@ -254,7 +255,7 @@ def _first_state(
     semiring = LOG if scores.dtype == jnp.float64 else WIDE
     scores = at_least_float32(mask_padding(scores, is_frame))
     if logits_normalized:
-        largest, log_sum = safe_max(jnp.max(scores, axis=-1)), None
+        largest, log_sum = safe_max(largest_or_nan(scores)), None
     else:
         largest, log_sum = normalizer(scores, blank)
     weights = semiring.encode(scores, broadcast(largest[..., None], scores.shape))
@@ -280,8 +281,7 @@ def _first_state(
         tails=_backwards(products(_backwards(sums), semiring)),
         offset=sum_over_frames(select(is_frame, offset, 0)),
         is_frame=is_frame,
-        # Number by number: over some thousand of them, the maximum of XLA:CPU leaves NaN out.
-        is_nan=jnp.any(~(scores < jnp.inf) & is_frame[..., None], axis=(-2, -1)),
+        is_nan=jnp.any(~(largest + (0 if log_sum is None else log_sum) < jnp.inf) & is_frame, -1),
         blank=jax.tree.map(lambda part: broadcast(part[..., None, :], shape), only_blanks),
         label=jax.tree.map(
             lambda part, zero: lax.full_like(part, zero, shape=shape), only_blanks, semiring.zero

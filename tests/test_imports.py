@@ -208,6 +208,7 @@ MAY_IMPORT = {
     },
     "decoding.histories": {"_core.sharding", "decoding.prefixes"},
     "decoding.ragged_search": {
+        "_core.normalizer",
         "alignment",
         "decoding.beam_search",
         "decoding.fusion",

@@ -18,7 +18,13 @@ from jaxctc._core import checks
 from jaxctc._core.classes import read_columns
 from jaxctc._core.kernels import PUBLIC_NAMES, refusal
 from jaxctc._core.lean import broadcast, select
-from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer, safe_max
+from jaxctc._core.normalizer import (
+    at_least_float32,
+    largest_or_nan,
+    mask_padding,
+    normalizer,
+    safe_max,
+)
 from jaxctc._core.problem import Alternatives, Bias, Problem, Wildcards
 from jaxctc._core.ragged import count_along, is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
@@ -272,11 +278,10 @@ def build_lattice(inputs: Inputs, config: Config) -> Lattice:
         read = scores
         if config.wildcard is None:
             read = _scores_of_labels(scores, columns, is_label)
-        largest = at_least_float32(jnp.max(read, axis=-1, initial=-jnp.inf))
+        largest = largest_or_nan(read)
         frame_max = safe_max(jnp.maximum(blank_scores, largest))
         log_normalizer = -frame_max
-        # Number by number, because a maximum of XLA:CPU leaves NaN out.
-        is_sound = (blank_scores < jnp.inf) & jnp.all(read < jnp.inf, axis=-1)
+        is_sound = (blank_scores < jnp.inf) & (largest < jnp.inf)
     wildcards = None
     if inputs.scores.wildcard is not None and is_wildcard is not None:
         wildcards = Wildcards(inputs.scores.wildcard, _gaps(is_wildcard, is_own))

@@ -28,6 +28,25 @@ def safe_max(largest: Array) -> Array:
     return select(largest != -jnp.inf, largest, 0)
 
 
+def largest_or_nan(scores: Float[Array, "*S K"]) -> Float[Array, "*S"]:
+    """The largest score, -inf of none; NaN if there is one. It is no part of a derivative."""
+    scores = lax.stop_gradient(scores)
+
+    def by_comparisons(scores: Array) -> Array:
+        # A maximum of XLA:CPU leaves NaN out.
+        least = jnp.asarray(-jnp.inf, scores.dtype)
+        return lax.reduce(scores, least, _larger_or_nan, (scores.ndim - 1,))
+
+    def maximum(scores: Array) -> Array:
+        return jnp.max(scores, axis=-1, initial=-jnp.inf)
+
+    return at_least_float32(lax.platform_dependent(scores, cpu=by_comparisons, default=maximum))
+
+
+def _larger_or_nan(score: Array, other: Array) -> Array:
+    return lax.select((other > score) | (other != other), other, score)
+
+
 def normalizer(
     logits: Float[Array, "*F K"], blank: int, vocab_axis: str | None = None
 ) -> tuple[Float[Array, "*F"], Float[Array, "*F"]]:

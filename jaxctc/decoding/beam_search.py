@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.lean import take_one
-from jaxctc._core.normalizer import mask_padding, normalizer
+from jaxctc._core.normalizer import largest_or_nan, mask_padding, normalizer
 from jaxctc._core.sharding import is_varying, varying_like
 from jaxctc.alignment import forced_align
 from jaxctc.decoding.fusion import Fusion, fusion_of
@@ -423,8 +423,7 @@ def _chunk(
     places = jnp.arange(scores.shape[1], dtype=jnp.int32)
     first = varying_like(state.prefixes, scores, is_frame)
     prefixes, (origins, is_full) = lax.scan(step, first, places)
-    # Number by number: over some thousand of them, the maximum of XLA:CPU leaves NaN out.
-    bad = jnp.any(~(scores < jnp.inf) & is_frame[..., None], axis=(-2, -1))
+    bad = jnp.any(~(largest_or_nan(scores) < jnp.inf) & is_frame, axis=-1)
     labels = read_back(state.labels, state.prefixes.lengths, origins)
     full = state.is_full if is_full is None else state.is_full | jnp.any(is_full, axis=0)
     return BeamState(labels, prefixes, state.is_nan | bad, full)

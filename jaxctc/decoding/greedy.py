@@ -11,7 +11,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.lean import select
-from jaxctc._core.normalizer import at_least_float32, mask_padding, normalizer
+from jaxctc._core.normalizer import (
+    at_least_float32,
+    largest_or_nan,
+    mask_padding,
+    normalizer,
+)
 from jaxctc._core.ragged import pack_left, scatter_in_order
 from jaxctc._core.sharding import over_explicit_axes
 
@@ -94,8 +99,7 @@ def _greedy(
 
     best = jnp.max(scores, axis=-1)
     if logits_normalized:
-        # Number by number, because a maximum of XLA:CPU leaves NaN out.
-        best = select(jnp.all(scores < jnp.inf, axis=-1), best, jnp.nan)
+        best = select(largest_or_nan(scores) < jnp.inf, best, jnp.nan)
     else:
         largest, log_sum = normalizer(scores, blank)
         best = (best - largest) - log_sum

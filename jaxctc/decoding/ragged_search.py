@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxctc._core.normalizer import largest_or_nan
 from jaxctc.alignment import forced_align
 from jaxctc.decoding.beam_search import beam_init, beam_scores
 from jaxctc.decoding.fusion import fusion_of
@@ -171,9 +172,8 @@ def _search(
     taken, (prefixes, is_full, origins) = lax.while_loop(goes_on, forward, (jnp.int32(0), first))
     slots = jnp.broadcast_to(jnp.arange(beam_width, dtype=jnp.int32), (batch, beam_width))
     _, tokens = lax.fori_loop(0, taken, backward, (slots, jnp.full_like(origins, -1)))
-    # Number by number: over some thousand of them, the maximum of XLA:CPU leaves NaN out.
-    is_nan = jnp.any(jnp.isnan(log_probs), axis=(0, 2)) | jnp.any(jnp.isnan(run_log_prob), axis=0)
-    state = state._replace(prefixes=prefixes, is_nan=is_nan)
+    largest = largest_or_nan(log_probs) + run_log_prob
+    state = state._replace(prefixes=prefixes, is_nan=jnp.any(jnp.isnan(largest), axis=0))
     return is_full, tokens, *beam_scores(state, **guide), prefixes.model_states
 
 
