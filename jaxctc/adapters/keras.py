@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc import loss
 from jaxctc._core import checks
-from jaxctc._core.normalizer import at_least_float32, mask_padding
+from jaxctc._core.normalizer import largest_or_nan, mask_padding
 from jaxctc.decoding.beam_search import prefix_beam_search
 from jaxctc.decoding.greedy import greedy_decode
 from jaxctc.padding import lengths_to_paddings
@@ -125,7 +125,7 @@ def ctc_decode(
         checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
     if strategy == "greedy":
         best = greedy_decode(logits, paddings, blank_id=blank, label_loop=merge_repeated)
-        largest = jnp.max(at_least_float32(mask_padding(logits, ~paddings)), axis=-1)
+        largest = largest_or_nan(mask_padding(logits, ~paddings))
         return best.labels[None], -jnp.sum(largest, axis=-1, keepdims=True)
 
     if not merge_repeated:
