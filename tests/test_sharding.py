@@ -11,7 +11,10 @@ from scripts import QUICKLY_COMPILED
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("program", ["on_eight_devices", "train_on_eight_devices"])
+PROGRAMS = "on_eight_devices", "on_explicit_axes", "train_on_eight_devices"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_on_eight_devices(program):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
