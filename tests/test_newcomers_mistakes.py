@@ -103,7 +103,7 @@ ERRORS = {
     "lengths from in front of a stride": (
         lambda: lengths_to_paddings(np.array([9, 8]), 4),
         "lengths_to_paddings: lengths must lie in [0, 4]; got [9, 8]. "
-        "After a subsampling model, count the frames that it keeps.",
+        "They count the frames that the model keeps, or the labels in use.",
     ),
     "the largest length, traced": (
         lambda: jax.jit(lambda lengths: lengths_to_paddings(lengths, lengths.max()))(LABELS[0]),

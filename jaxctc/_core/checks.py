@@ -435,9 +435,7 @@ def known_lengths(function: str, argument: str, values: Any, longest: int) -> No
     """Refuses lengths that are known (`foreign.known`), and that `longest` entries cannot have."""
     known = foreign.known(values)
     if known is not None and known.size and not 0 <= known.min() <= known.max() <= longest:
-        remedy = "After a subsampling model, count the frames that it keeps."
-        if argument == "target_lengths":
-            remedy = "They count the labels in use."
+        remedy = "They count the frames that the model keeps, or the labels in use."
         fail(function, argument, f"lie in [0, {longest}]", known.tolist(), remedy)
 
 
