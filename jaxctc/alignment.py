@@ -22,6 +22,7 @@ from jaxctc._core.emissions import (
     packed_bias,
     prepare_inputs,
 )
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.frames import MAX_RESIDENT_BYTES
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import at_least_float32, normalizer, sum_over_frames
@@ -29,7 +30,6 @@ from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import Paths, best_path, frame_classes, frame_ids, occupancies_along
 from jaxctc._core.problem import expected_size
 from jaxctc._core.semirings import WIDE, Semiring
-from jaxctc._core.sharding import over_explicit_axes
 
 _BAND = (
     "forced_align: band goes in version 0.3, because it saves a quarter of the time at best. "

@@ -14,12 +14,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.normalizer import at_least_float32, log_where_possible
 
 EstimatedType = Literal["logits", "log-probs", "probs"]
 _TYPES = get_args(EstimatedType)
 
 
+@over_explicit_axes
 def cross_entropy(
     estimated: Shaped[ArrayLike, "..."],
     target: Shaped[ArrayLike, "..."],
@@ -99,6 +101,7 @@ def cross_entropy(
     return jnp.where(counts, loss, jnp.zeros_like(loss))
 
 
+@over_explicit_axes
 def binary_cross_entropy(
     estimated: Shaped[ArrayLike, "*S"],
     target: Shaped[ArrayLike, "*S"],
@@ -243,7 +246,6 @@ def _loss_of_ids(
 def classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array, "*S K"]:
     """Scores in at least float32, the classes along the last axis."""
     values = checks.real(function, "estimated", estimated)
-    checks.not_explicit(function, estimated=values)
     axis = checks.static_int(function, "axis", axis)
     if not -values.ndim <= axis < values.ndim:
         checks.fail(function, "axis", f"be an axis of estimated {values.shape}", axis)
@@ -255,7 +257,6 @@ def classes_last(function: str, estimated: ArrayLike, axis: int) -> Float[Array,
 def targets_of(function: str, target: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     """Ids as int32, or weights with the classes last."""
     array = checks.as_array(function, "target", checks.saturated(target))
-    checks.not_explicit(function, target=array)
     if array.shape == shape[:-1]:
         return checks.class_ids(function, "target", array[..., None])[..., 0]
     given = list(shape[:-1])

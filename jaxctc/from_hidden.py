@@ -26,9 +26,10 @@ from jaxctc._core.emissions import (
     refuse_symbolic_sizes,
     refuse_unsupported,
 )
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.kernels import PUBLIC_NAMES
 from jaxctc._core.normalizer import at_least_float32, mask_padding, safe_max
-from jaxctc._core.sharding import over_explicit_axes, varying_like
+from jaxctc._core.sharding import varying_like
 from jaxctc.loss import without_infinity
 
 
@@ -114,7 +115,6 @@ def ctc_loss_from_hidden(
     inputs = checks.ctc_inputs(
         function, hidden, logit_paddings, labels, label_paddings, scores_name="hidden"
     )
-    checks.inputs_not_explicit(function, inputs, "hidden")
     refuse_symbolic_sizes(function, inputs, "hidden")
     if inputs.logits.shape[-1] != width:
         requirement = f"have shape [*B, T, D] with D = {width}, as kernel has"

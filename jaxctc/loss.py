@@ -1,17 +1,18 @@
 """The CTC loss, and the forward probabilities it is made of."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import prepare_inputs
+from jaxctc._core.explicit_axes import frames_first, over_explicit_axes, over_explicit_axes_to
 from jaxctc._core.lean import select
-from jaxctc._core.sharding import over_explicit_axes
 from jaxctc.posteriors import state_log_probs
 
 
@@ -188,6 +189,13 @@ def ctc_loss(
     return without_infinity(loss, epsilon, zero_infinity)
 
 
+def _beside_each_other(batch: PartitionSpec) -> Any:
+    """How loss and rows are sharded."""
+    rows = frames_first(batch)
+    return LossAndForwardProbs._make((batch, rows, rows))
+
+
+@over_explicit_axes_to(_beside_each_other)
 def ctc_loss_with_forward_probs(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

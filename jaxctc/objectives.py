@@ -17,9 +17,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.normalizer import at_least_float32, mask_padding
 from jaxctc._core.semirings import LOG
-from jaxctc._core.sharding import over_explicit_axes
 from jaxctc.decoding.beam_search import prefix_beam_search
 from jaxctc.frame_losses import cross_entropy
 from jaxctc.loss import ctc_loss
@@ -345,6 +345,7 @@ def mwer_loss(
     reference = inputs.labels, ~inputs.is_label
     options = {"blank_id": blank_id, "logits_normalized": logits_normalized}
     if hypotheses is None:
+        checks.not_explicit(function, logits=frames[0], logit_paddings=frames[1])
         found = prefix_beam_search(
             *frames,
             beam_width=beam_width,

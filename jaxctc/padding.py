@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.ragged import is_beyond, is_emittable, is_repeat, pack_left
-from jaxctc._core.sharding import over_explicit_axes
 
 
 def lengths_to_paddings(lengths: Int[ArrayLike, "*B"], max_length: int) -> Bool[Array, "*B L"]:

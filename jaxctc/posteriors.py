@@ -12,11 +12,11 @@ from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 from jaxctc._core import checks, kernels
 from jaxctc._core.derivatives import nan_where, value_semiring, with_log_derivative
 from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order, prepare_inputs
+from jaxctc._core.explicit_axes import frames_first, over_explicit_axes, over_explicit_axes_to
 from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import frame_ids, sample_paths
 from jaxctc._core.recursion import entropy, rows
 from jaxctc._core.semirings import LOG, Semiring
-from jaxctc._core.sharding import over_explicit_axes
 
 
 class StateLogProbs(NamedTuple):
@@ -37,6 +37,7 @@ class Posteriors(NamedTuple):
     """Probability that the frame belongs to the label."""
 
 
+@over_explicit_axes_to(frames_first)
 def forward_log_probs(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -101,6 +102,7 @@ def forward_log_probs(
     return state_log_probs(config, inputs, backward=False)
 
 
+@over_explicit_axes_to(frames_first)
 def backward_log_probs(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -357,6 +359,7 @@ def alignment_entropy(
     return _entropy(config, inputs)
 
 
+@over_explicit_axes
 def sample_alignments(
     key: PRNGKeyArray,
     logits: Float[ArrayLike, "*B T K"],

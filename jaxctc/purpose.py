@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from jaxctc._core import checks
 from jaxctc._core.derivatives import nan_where
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc.frame_losses import cross_entropy
 from jaxctc.posteriors import sample_alignments
 
@@ -17,6 +18,7 @@ from jaxctc.posteriors import sample_alignments
 _nan_where = jax.jit(nan_where)
 
 
+@over_explicit_axes
 def purpose_loss(
     key: PRNGKeyArray,
     logits: Float[ArrayLike, "*B T K"],

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.ragged import pack_left
 from jaxctc.alignment import Alignment
 from jaxctc.decoding.greedy import Hypotheses
@@ -47,6 +48,7 @@ class Span(NamedTuple):
     """The spans that it is made of: the words of a line, the characters of a word."""
 
 
+@over_explicit_axes
 def word_spans(
     alignment: Alignment | Hypotheses,
     labels: Int[ArrayLike, "*B N"] | None = None,

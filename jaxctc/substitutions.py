@@ -16,11 +16,13 @@ from jaxctc._core.emissions import (
     in_given_order,
     prepare_inputs,
 )
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.lean import select
 from jaxctc._core.normalizer import at_least_float32, safe_max, sum_over_frames
 from jaxctc._core.semirings import Semiring
 
 
+@over_explicit_axes
 def substitution_scores(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -78,6 +80,7 @@ def substitution_scores(
     return _scores(config, inputs, insert=False)
 
 
+@over_explicit_axes
 def insertion_scores(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

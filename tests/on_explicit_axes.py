@@ -1,4 +1,4 @@
-"""Arrays on a mesh of explicit axes: what takes them, and what refuses them.
+"""Arrays on a mesh of explicit axes: what takes them, where results are, and what refuses them.
 
 Run by test_sharding.py, on eight devices that are the CPU in truth.
 """
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from devices import assert_equal, batch, exchanged, mean_and_gradient, mesh, step
 from jax import P
@@ -15,15 +14,15 @@ from jax.sharding import AxisType, NamedSharding
 
 import jaxctc
 from jaxctc import ctc_loss
-from jaxctc.adapters import optax
+from jaxctc.adapters import frame_objectives, optax
 
 
-def of_frames(logits, ids, *_):
-    return jaxctc.cross_entropy(logits, ids.astype(np.int32))
+def against_their_reverse(logits, logit_paddings, labels, label_paddings):
+    del logits, logit_paddings
+    return labels, label_paddings, jnp.flip(labels, -1), None
 
 
-ALL = (0, 1, 2, 3)
-ANYWHERE = {
+LIKE_THE_EXAMPLES = {
     "ctc_loss": ctc_loss,
     "adapters.optax.ctc_loss": optax.ctc_loss,
     "label_bias": lambda logits, *rest: ctc_loss(
@@ -41,35 +40,76 @@ ANYWHERE = {
     "posteriors": jaxctc.posteriors,
     "expected_durations": jaxctc.expected_durations,
     "alignment_entropy": jaxctc.alignment_entropy,
+    "sample_alignments": lambda *given: jaxctc.sample_alignments(
+        jax.random.key(0), *given, num_samples=3
+    ),
+    "substitution_scores": jaxctc.substitution_scores,
+    "insertion_scores": jaxctc.insertion_scores,
     "forced_align": jaxctc.forced_align,
+    "word_spans": lambda *given: jaxctc.word_spans(
+        jaxctc.forced_align(*given), *given[2:], separator=1
+    ),
     "greedy_decode": lambda *given: jaxctc.greedy_decode(*given[:2]),
+    "word_spans of a best path": lambda *given: jaxctc.word_spans(
+        jaxctc.greedy_decode(*given[:2]), separator=1
+    ),
+    "collapse": lambda logits, paddings, *_: jaxctc.collapse(jnp.argmax(logits, -1), paddings),
+    "segment_means": jax.grad(
+        lambda hidden, paddings, labels, _: jnp.sum(
+            jaxctc.segment_means(hidden, jnp.tile(labels, 2), paddings)[0] ** 2
+        )
+    ),
     "is_feasible": jaxctc.is_feasible,
     "required_frames": lambda *given: jaxctc.required_frames(given[2]),
     "smoothing_penalty": lambda *given: jaxctc.smoothing_penalty(*given[:2]),
     "confidence_penalty": lambda *given: jaxctc.confidence_penalty(given[0], None),
     "delay_penalty": jax.grad(lambda *given: jnp.sum(jaxctc.delay_penalty(*given))),
     "consistency_loss": lambda *given: jaxctc.consistency_loss(given[0], given[0] ** 2, given[1]),
+    "purpose_loss": jax.grad(
+        lambda *given: jnp.sum(
+            jaxctc.purpose_loss(
+                jax.random.key(0), *given, improve=lambda ids: ids.at[..., 0].set(0)
+            )
+        )
+    ),
+    "mwer_loss": lambda *given: jaxctc.mwer_loss(*given, hypotheses=given[2][:, None]),
+    "error_counts": lambda *given: jaxctc.error_counts(*against_their_reverse(*given)),
+    "edit_distance of words": lambda *given: jaxctc.edit_distance(
+        *against_their_reverse(*given), separator=1
+    ),
+    "cross_entropy": lambda logits, paddings, labels, _: jaxctc.cross_entropy(
+        logits, jnp.tile(labels, 2), paddings=paddings
+    ),
+    "cross_entropy along another axis": lambda logits, _, labels, __: jaxctc.cross_entropy(
+        jnp.moveaxis(logits, -1, 1), jnp.tile(labels, 2), axis=1
+    ),
+    "binary_cross_entropy": lambda logits, *_: jaxctc.binary_cross_entropy(logits, logits > 0),
+    "multiclass_hinge_loss": lambda logits, _, labels, __: frame_objectives.multiclass_hinge_loss(
+        logits, jnp.tile(labels, 2)
+    ),
+    "categorical_accuracy": lambda logits, _, labels, __: frame_objectives.categorical_accuracy(
+        logits, jnp.tile(labels, 2)
+    ),
+    "binary_hinge_loss": lambda logits, *_: frame_objectives.binary_hinge_loss(logits, logits > 0),
+    "binary_accuracy": lambda logits, *_: frame_objectives.binary_accuracy(logits, logits > 0),
+    "squared_error": lambda logits, *_: frame_objectives.squared_error(logits, logits**2),
 }
-"""On explicit axes as on others."""
-EXPLICIT = [
-    ("forward_log_probs", jaxctc.forward_log_probs, ALL, "logits"),
-    ("forward_log_probs", jaxctc.forward_log_probs, (2,), "labels"),
-    ("forward_log_probs", jaxctc.forward_log_probs, (1,), "logit_paddings"),
-    ("prefix_beam_search", lambda *given: jaxctc.prefix_beam_search(*given[:2]), ALL, "logits"),
-    ("collapse", lambda *given: jaxctc.collapse(given[2]), ALL, "frame_labels"),
-    ("error_counts", lambda *given: jaxctc.error_counts(*given[2:] * 2), ALL, "hyp"),
-    ("cross_entropy", of_frames, (0,), "estimated"),
-    ("cross_entropy", of_frames, (1,), "target"),
-]
-KINDS = {
-    "logits": "float32[8@batch,12,5]",
-    "logit_paddings": "bool[8@batch,12]",
-    "labels": "int32[8@batch,6]",
-    "frame_labels": "int32[8@batch,6]",
-    "hyp": "int32[8@batch,6]",
-    "estimated": "float32[8@batch,12,5]",
-    "target": "int32[8@batch,12]",
+FRAMES_FIRST = {
+    "forward_log_probs": jaxctc.forward_log_probs,
+    "backward_log_probs": jaxctc.backward_log_probs,
+    "rows": lambda *given: jaxctc.ctc_loss_with_forward_probs(*given)[1:],
 }
+EVERYWHERE = {
+    "cer": lambda *given: jaxctc.cer(*against_their_reverse(*given)),
+    "wer": lambda *given: jaxctc.wer(*against_their_reverse(*given), separator=1),
+}
+"""By where the results are."""
+BEAMS = {
+    "prefix_beam_search": lambda *given: jaxctc.prefix_beam_search(*given[:2]),
+    "prefix_scores_init": lambda *given: jaxctc.prefix_scores_init(*given[:2]),
+    "mwer_loss": jaxctc.mwer_loss,
+}
+"""XLA would let the devices exchange candidates at every frame."""
 
 
 def there(function, arguments):
@@ -81,40 +121,74 @@ def there(function, arguments):
         return compiled(*spread), exchanged(compiled)
 
 
+def sharding_of(results):
+    """Along which axes of the mesh, axis by axis, of each result."""
+    return [tuple(jax.typeof(result).sharding.spec) for result in jax.tree.leaves(results)]
+
+
 class TestExplicitAxes:
-    @pytest.mark.parametrize("jit", [True, False])
-    @pytest.mark.parametrize(("name", "function", "places", "argument"), EXPLICIT)
-    def test_what_is_spread_over_them_is_refused(self, name, function, places, argument, jit, rng):
+    @pytest.mark.parametrize("name", LIKE_THE_EXAMPLES)
+    def test_results_stay_where_the_examples_are(self, name, rng):
+        """The same numbers, and nothing is exchanged."""
+        function, arguments = LIKE_THE_EXAMPLES[name], batch(rng, 5)
+        found, exchange = there(function, arguments)
+        assert exchange == []
+        for spec in sharding_of(found):
+            assert spec[0] == "batch"
+            assert not any(spec[1:])
+        assert_equal(found, jax.jit(function)(*arguments))
+
+    @pytest.mark.parametrize("name", FRAMES_FIRST)
+    def test_so_do_rows_whose_frames_come_first(self, name, rng):
+        function, arguments = FRAMES_FIRST[name], batch(rng, 5)
+        found, exchange = there(function, arguments)
+        assert exchange == []
+        assert sharding_of(found) == [(None, "batch", None)] * 2
+        assert_equal(found, jax.jit(function)(*arguments))
+
+    @pytest.mark.parametrize("name", EVERYWHERE)
+    def test_a_rate_is_that_of_the_whole_batch(self, name, rng):
+        """Two counts are added up over the devices."""
+        function, arguments = EVERYWHERE[name], batch(rng, 5)
+        found, exchange = there(function, arguments)
+        assert {operation for operation, _ in exchange} == {"all-reduce"}
+        assert sharding_of(found) == [()] * 3
+        assert_equal(found, jax.jit(function)(*arguments))
+
+    @pytest.mark.parametrize(
+        "name", ["ctc_loss", "word_spans", "error_counts", "cross_entropy", "rows", "cer"]
+    )
+    def test_eager_calls_need_no_set_mesh(self, name, rng):
+        """Even for results that are the same whatever the examples say."""
+        function = (LIKE_THE_EXAMPLES | FRAMES_FIRST | EVERYWHERE)[name]
+        arguments = batch(rng, 5)
         over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
-        arguments = [
-            jax.device_put(given, over_examples) if place in places else given
-            for place, given in enumerate(batch(rng, 5))
-        ]
+        found = function(*jax.device_put(arguments, over_examples))
+        assert_equal(found, jax.jit(function)(*arguments))
+
+    @pytest.mark.parametrize("jit", [True, False])
+    @pytest.mark.parametrize("place", [0, 1])
+    @pytest.mark.parametrize("name", BEAMS)
+    def test_a_beam_is_refused(self, name, place, jit, rng):
+        over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
+        arguments = [*batch(rng, 5)]
+        arguments[place] = jax.device_put(arguments[place], over_examples)
         with pytest.raises(ValueError, match=r": .* must ") as error:
-            (jax.jit(function) if jit else function)(*arguments)
+            (jax.jit(BEAMS[name]) if jit else BEAMS[name])(*arguments)
+        argument = ("logits: float32[8@batch,12,5]", "logit_paddings: bool[8@batch,12]")[place]
+        argument, kind = argument.split(": ")
         assert str(error.value) == (
-            f"{name}: {argument} must not be spread over explicit axes of a mesh; got "
-            f"{KINDS[argument]}. Within jax.set_mesh, wrap {name} in jax.sharding.auto_axes(…, "
+            f"{name}: {argument} must not be spread over explicit axes of a mesh; got {kind}. "
+            f"Within jax.set_mesh, wrap {name} in jax.sharding.auto_axes(…, "
             "out_sharding=…), or call it within jax.shard_map."
         )
 
     def test_auto_axes_make_them_automatic(self, rng):
-        """What the message advises: the same numbers, and no exchange."""
-        arguments = batch(rng, 5)[2:] * 2
-        counts = jax.sharding.auto_axes(jaxctc.error_counts, out_sharding=P("batch"))
-        found, exchange = there(counts, arguments)
-        assert exchange == []
-        assert_equal(found, jax.jit(jaxctc.error_counts)(*arguments))
-
-    @pytest.mark.parametrize("name", ANYWHERE)
-    def test_losses_alignments_and_best_paths_stay_there(self, name, rng):
-        """The same numbers, where the examples are, and nothing is exchanged."""
-        function, arguments = ANYWHERE[name], batch(rng, 5)
-        found, exchange = there(function, arguments)
-        assert exchange == []
-        for result in jax.tree.leaves(found):
-            assert jax.typeof(result).sharding.spec[0] == "batch"
-        assert_equal(found, jax.jit(function)(*arguments))
+        """What the message advises: the same numbers."""
+        arguments = batch(rng, 5)
+        search = BEAMS["prefix_beam_search"]
+        found, _ = there(jax.sharding.auto_axes(search, out_sharding=P("batch")), arguments)
+        assert_equal(found, jax.jit(search)(*arguments))
 
     def test_a_batch_can_be_validated_there(self, rng):
         arguments = batch(rng, 5)

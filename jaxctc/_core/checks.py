@@ -327,12 +327,6 @@ def vocab_axis(function: str, value: str | None, logits: Float[Array, "*B T K"])
     )
 
 
-def inputs_not_explicit(function: str, inputs: CtcInputs, scores_name: str = "logits") -> None:
-    """`not_explicit` of the four arguments."""
-    names = scores_name, "logit_paddings", "labels", "label_paddings"
-    not_explicit(function, **dict(zip(names, inputs, strict=True)))
-
-
 def not_explicit(function: str, **arrays: Array) -> None:
     """Refuses what is spread over explicit axes of a mesh.
 
@@ -477,7 +471,6 @@ def per_frame_and_label(
     if array.shape != shape:
         remedy = "One value per frame and label, in the places where labels are given."
         fail(function, argument, f"have shape {shape}, [*B, T, N]", array.shape, remedy)
-    not_explicit(function, **{argument: array})
     return array
 
 

@@ -126,7 +126,6 @@ def prepare_inputs(
         choices = checks.alternatives(function, logits, labels, label_paddings, label_log_weights)
         labels, label_paddings, label_log_weights = _in_one_row(choices)
     given = checks.ctc_inputs(function, logits, logit_paddings, labels, label_paddings)
-    checks.inputs_not_explicit(function, given)
     refuse_symbolic_sizes(function, given)
     num_frames, given = given.logits.shape[-2], pad_empty_time_axis(given)
     axis = checks.vocab_axis(function, vocab_axis_name, given.logits)

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc.frame_losses import (
     EstimatedType,
     classes_last,
@@ -25,6 +26,7 @@ from jaxctc.frame_losses import (
 )
 
 
+@over_explicit_axes
 def squared_error(
     estimated: Shaped[ArrayLike, "*S"], target: Shaped[ArrayLike, "*S"]
 ) -> Float[Array, "*S"]:
@@ -48,6 +50,7 @@ def squared_error(
     return jnp.asarray(optax.squared_error(values, target))
 
 
+@over_explicit_axes
 def binary_hinge_loss(
     estimated: Shaped[ArrayLike, "*S"],
     target: Shaped[ArrayLike, "*S"],
@@ -92,6 +95,7 @@ def binary_hinge_loss(
     return jax.nn.relu(margin - (2 * target - 1) * values)
 
 
+@over_explicit_axes
 def multiclass_hinge_loss(
     estimated: Shaped[ArrayLike, "..."],
     target: Shaped[ArrayLike, "..."],
@@ -136,6 +140,7 @@ def multiclass_hinge_loss(
     return jnp.where(exists[..., 0], loss, -log_zero)
 
 
+@over_explicit_axes
 def binary_accuracy(
     estimated: Shaped[ArrayLike, "*S"],
     target: Shaped[ArrayLike, "*S"],
@@ -164,6 +169,7 @@ def binary_accuracy(
     return ((values >= threshold) == (target != 0)) & ~jnp.isnan(values)
 
 
+@over_explicit_axes
 def categorical_accuracy(
     estimated: Shaped[ArrayLike, "..."],
     target: Shaped[ArrayLike, "..."],

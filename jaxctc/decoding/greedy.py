@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc._core.lean import select
 from jaxctc._core.normalizer import (
     at_least_float32,
@@ -18,7 +19,6 @@ from jaxctc._core.normalizer import (
     normalizer,
 )
 from jaxctc._core.ragged import pack_left, scatter_in_order
-from jaxctc._core.sharding import over_explicit_axes
 
 
 class Hypotheses(NamedTuple):
@@ -81,7 +81,6 @@ def greedy_decode(
     padded = checks.paddings("greedy_decode", "logit_paddings", logit_paddings, scores.shape[:-1])
     blank = checks.class_id("greedy_decode", "blank_id", blank_id, scores.shape[-1])
     checks.flags("greedy_decode", logits_normalized=logits_normalized, label_loop=label_loop)
-    checks.not_explicit("greedy_decode", logits=scores, logit_paddings=padded)
     return _greedy(blank, logits_normalized, label_loop, scores, ~padded)
 
 
@@ -158,6 +157,7 @@ def find_runs(
     )
 
 
+@over_explicit_axes
 def collapse(
     frame_labels: Int[ArrayLike, "*B T"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None = None,
@@ -195,11 +195,11 @@ def collapse(
     remedy = "How many classes there are is not known here, so none can be counted from the last."
     blank = checks.some_id("collapse", "blank_id", blank_id, least=0, remedy=remedy)
     checks.flags("collapse", label_loop=label_loop)
-    checks.not_explicit("collapse", frame_labels=path, logit_paddings=padded)
     runs = find_runs(path, ~padded & (path >= 0), blank, label_loop)
     return runs.labels, runs.lengths
 
 
+@over_explicit_axes
 def segment_means(
     hidden: Float[ArrayLike, "*B T D"],
     frame_labels: Int[ArrayLike, "*B T"],
@@ -242,7 +242,6 @@ def segment_means(
         checks.fail(function, "frame_labels", requirement, path.shape)
     padded = checks.paddings(function, "logit_paddings", logit_paddings, path.shape)
     dropped = None if drop_id is None else checks.some_id(function, "drop_id", drop_id)
-    checks.not_explicit(function, hidden=values, frame_labels=path, logit_paddings=padded)
     is_frame = ~padded & (path >= 0)
     if path.shape[-1] == 0:
         return at_least_float32(values), jnp.zeros(path.shape[:-1], jnp.int32)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import everywhere, over_explicit_axes, over_explicit_axes_to
 from jaxctc.metrics import levenshtein
 from jaxctc.metrics.levenshtein import TokenSequence
 
@@ -73,6 +74,7 @@ class ErrorRate(NamedTuple):
     """Reference units over the whole batch."""
 
 
+@over_explicit_axes
 def edit_distance(
     hyp: Int[ArrayLike, "*B L"],
     hyp_paddings: Shaped[ArrayLike, "*B L"] | None,
@@ -122,6 +124,7 @@ def edit_distance(
     return levenshtein.distance(*sides, by_words=separator is not None)
 
 
+@over_explicit_axes
 def error_counts(
     hyp: Int[ArrayLike, "*B L"],
     hyp_paddings: Shaped[ArrayLike, "*B L"] | None,
@@ -163,6 +166,7 @@ def error_counts(
     return ErrorCounts(distance - insertions - deletions, insertions, deletions, ref_length)
 
 
+@over_explicit_axes_to(everywhere)
 def cer(
     hyp: Int[ArrayLike, "*B L"],
     hyp_paddings: Shaped[ArrayLike, "*B L"] | None,
@@ -197,6 +201,7 @@ def cer(
     return _batch_rate("cer", hyp, hyp_paddings, ref, ref_paddings, options)
 
 
+@over_explicit_axes_to(everywhere)
 def wer(
     hyp: Int[ArrayLike, "*B L"],
     hyp_paddings: Shaped[ArrayLike, "*B L"] | None,
@@ -259,9 +264,6 @@ def units(
         checks.fail(function, "ref", requirement, ref_ids.shape)
     no_hyp = checks.paddings(function, "hyp_paddings", hyp_paddings, hyp_ids.shape)
     no_ref = checks.paddings(function, "ref_paddings", ref_paddings, ref_ids.shape)
-    checks.not_explicit(
-        function, hyp=hyp_ids, hyp_paddings=no_hyp, ref=ref_ids, ref_paddings=no_ref
-    )
     wide = max(hyp_ids.dtype.itemsize, ref_ids.dtype.itemsize) > 4
     hyp_ids, ref_ids = (ids.astype(jnp.int64 if wide else jnp.int32) for ids in (hyp_ids, ref_ids))
     return _side(function, hyp_ids, ~no_hyp, options), _side(function, ref_ids, ~no_ref, options)
