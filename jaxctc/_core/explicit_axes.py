@@ -99,7 +99,9 @@ def _arrays(value: object) -> list[Array]:
 
 def _on_explicit_axes(value: object) -> bool:
     """Whether it lies on a mesh that has some, spread over them or not."""
-    return any(jax.typeof(array).sharding.mesh.explicit_axes for array in _arrays(value))
+    if isinstance(value, Array):
+        return bool(jax.typeof(value).sharding.mesh.explicit_axes)
+    return isinstance(value, tuple) and any(map(_on_explicit_axes, _arrays(value)))
 
 
 def _batch_axes(name: str, parameters: Mapping[str, Any], given: Mapping[str, Any]) -> int:

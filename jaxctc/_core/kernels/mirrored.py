@@ -4,6 +4,7 @@ What `xla_blocked` lays out before its passes: a step forward through the image 
 through the graph, so both passes are one.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -122,14 +123,27 @@ class Chunk(NamedTuple):
     """What the frames of a chunk emit, laid out, `[2, B, chunk_size, …]`, or what one does."""
 
     blank: Number
-    """[…, 1], the same for all blanks; […, N+1] where wildcards stand beside some. A mantissa below
-    0 marks a padded frame: an array less to read in every frame, which costs a TPU as much as an
-    addition of all states."""
+    """[…, 1], the same for all blanks. A mantissa below 0 marks a padded frame: an array less to
+    read in every frame, which costs a TPU as much as an addition of all states."""
     label: Number
+    either: Number | None = None
+    """[…, 1], of blanks beside which a wildcard stands. Not one table of all blanks: XLA:TPU would
+    lay out its states as it lays out single numbers for each example, which takes twice as long."""
+    in_gap: Bool[Array, "2 B 1 N+1"] | None = None
+    """Which blanks these are."""
 
-    def is_frame(self, layout: Layout) -> Bool[Array, "..."]:
+    @property
+    def is_frame(self) -> Bool[Array, "..."]:
         """False in padded frames, and in those of an overlap that count for the other half."""
-        return lax.slice_in_dim(self.blank.mantissa, 0, 1, axis=layout.labels) > 0
+        return self.blank.mantissa > 0
+
+    @property
+    def blanks(self) -> Number:
+        """Of each blank, `[…, N+1]`, or of all."""
+        if self.in_gap is None:
+            return self.blank
+        choose = functools.partial(jnp.where, self.in_gap)
+        return jax.tree.map(choose, self.either, self.blank)
 
 
 def gather_label_scores(pair: Pair, table: Array, index: Array) -> tuple[Array, Array]:
@@ -165,17 +179,17 @@ def emissions(pair: Pair, index: Array, scores: Float[Array, "2 B chunk_size N"]
     frame_max = at(problem.frame_max)
     blank = WIDE.encode(at(problem.blank_scores), frame_max)
     label = WIDE.encode(scores, frame_max)
+    either, in_gap = None, None
     if pair.wildcards is not None:
         wildcard = WIDE.encode(at(pair.wildcards.scores), jnp.zeros_like(frame_max))
         either = WIDE.plus(blank, wildcard)
         in_gap = plan.layout.to_layout(pair.wildcards.in_gap[..., None, :], 2)
-        blank = jax.tree.map(lambda two, one: jnp.where(in_gap, two, one), either, blank)
     if problem.bias is not None:
         blank = weighed(blank, at(problem.bias.blank), WIDE)
         label = weighed(label, _label_bias(pair, problem.bias, index), WIDE)
     counts = at(problem.is_frame) & plan.layout.to_layout(is_nearer[:, None, :, None], 2)
     blank = blank._replace(mantissa=select(counts, blank.mantissa, -1))
-    return lax.optimization_barrier(Chunk(blank, label))
+    return lax.optimization_barrier(Chunk(blank, label, either))._replace(in_gap=in_gap)
 
 
 def _label_bias(pair: Pair, bias: Bias, index: Int[Array, ""]) -> Float[Array, "2 B chunk_size N"]:
@@ -197,4 +211,7 @@ def frame_of(chunk: Chunk, offset: Int[Array, ""], layout: Layout) -> Chunk:
     def at(part: Array) -> Array:
         return take_one(part, offset, layout.frames)
 
-    return jax.tree.map(at, chunk)
+    in_gap = chunk.in_gap
+    if in_gap is not None:
+        in_gap = lax.squeeze(in_gap, [in_gap.ndim + layout.frames])
+    return jax.tree.map(at, chunk._replace(in_gap=None))._replace(in_gap=in_gap)

@@ -170,14 +170,16 @@ def _run_second_half(
             table, scores = gather_label_scores(pair, table, index)
         y = emissions(pair, index, scores)
         alpha, history, found = record(pair, checkpoint, alpha, y, history, totals)
-        counts = y.is_frame(layout) & possible
+        counts = y.is_frame & possible
         of_label = _occupancy(found.alphas.label, found.betas.label, y.label, found.total, layout)
         of_label = select(counts, of_label, 0)
         if columns is not None:
             of_label = sum_by_class(of_label, pair.columns, columns)
         label = write_chunk(plan, label, of_label, index, has_labels=columns is None)
         if gap is not None:
-            of_gap = _occupancy(found.alphas.blank, found.betas.blank, y.blank, found.total, layout)
+            of_gap = _occupancy(
+                found.alphas.blank, found.betas.blank, y.blanks, found.total, layout
+            )
             gap = write_chunk(plan, gap, select(counts, of_gap, 0), index, has_labels=True)
         return (alpha, history, table, label, gap), None
 
@@ -236,7 +238,7 @@ def _scan_chunk(pair: Pair, alpha: Alpha, y: Chunk) -> Alpha:
     def step(carry, _):
         offset, alpha = carry
         frame = frame_of(y, offset, pair.plan.layout)
-        return (offset + 1, _forward_step(alpha, frame, pair.forward, pair.plan.layout)), None
+        return (offset + 1, _forward_step(alpha, frame, pair.forward)), None
 
     start = jnp.asarray(0, jnp.int32), alpha
     return lax.scan(step, start, None, length=pair.plan.chunk_size)[0][1]
@@ -311,7 +313,7 @@ def _record_chunk(
         blank, history = carry
         before, after = (offset + 1, offset) if back else (offset, offset + 1)
         frame = frame_of(y, offset, plan.layout)
-        alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move, plan.layout)
+        alpha = _forward_step(Alpha(blank, labels(history, before)), frame, move)
         return lax.optimization_barrier((alpha.blank, record(alpha, history, after))), None
 
     ends = [jnp.asarray(end, jnp.int32) for end in (0, plan.chunk_size)]
@@ -321,7 +323,7 @@ def _record_chunk(
     return Alpha(blank, labels(history, last)), history
 
 
-def _forward_step(alpha: Alpha, y: Chunk, move: Transitions, layout: Layout) -> Alpha:
+def _forward_step(alpha: Alpha, y: Chunk, move: Transitions) -> Alpha:
     """`recursion.forward_step`, not normalized.
 
     Labels are read from the copy that shifts them, so that what they become can be written where
@@ -330,8 +332,8 @@ def _forward_step(alpha: Alpha, y: Chunk, move: Transitions, layout: Layout) -> 
     beside = _made_once_on_cpu(neighbours(alpha.label, move, WIDE))
     alpha = Alpha(alpha.blank, without_edge(beside, move, first=not move.backward))
     blank, label = predecessors(alpha, beside, move, WIDE)
-    emitted = Alpha(WIDE.times(WIDE.plus(*blank), y.blank), WIDE.times(WIDE.plus(*label), y.label))
-    return jax.tree.map(functools.partial(select, y.is_frame(layout)), emitted, alpha)
+    emitted = Alpha(WIDE.times(WIDE.plus(*blank), y.blanks), WIDE.times(WIDE.plus(*label), y.label))
+    return jax.tree.map(functools.partial(select, y.is_frame), emitted, alpha)
 
 
 def _made_once_on_cpu(number: Number) -> Number:
