@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from jaxctc._core import checks
 from jaxctc._core.derivatives import negative_log_likelihood
 from jaxctc._core.emissions import prepare_inputs
-from jaxctc._core.explicit_axes import frames_first, over_explicit_axes, over_explicit_axes_to
+from jaxctc._core.explicit_axes import batch_second, over_explicit_axes, over_explicit_axes_to
 from jaxctc._core.lean import select
 from jaxctc.posteriors import state_log_probs
 
@@ -191,7 +191,7 @@ def ctc_loss(
 
 def _beside_each_other(batch: PartitionSpec) -> Any:
     """How loss and rows are sharded."""
-    rows = frames_first(batch)
+    rows = batch_second(batch)
     return LossAndForwardProbs._make((batch, rows, rows))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 from jaxctc._core import checks, kernels
 from jaxctc._core.derivatives import nan_where, value_semiring, with_log_derivative
 from jaxctc._core.emissions import Config, Inputs, build_lattice, in_given_order, prepare_inputs
-from jaxctc._core.explicit_axes import frames_first, over_explicit_axes, over_explicit_axes_to
+from jaxctc._core.explicit_axes import batch_second, over_explicit_axes, over_explicit_axes_to
 from jaxctc._core.occupancies import solve
 from jaxctc._core.paths import frame_ids, sample_paths
 from jaxctc._core.recursion import entropy, rows
@@ -37,7 +37,7 @@ class Posteriors(NamedTuple):
     """Probability that the frame belongs to the label."""
 
 
-@over_explicit_axes_to(frames_first)
+@over_explicit_axes_to(batch_second)
 def forward_log_probs(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,
@@ -102,7 +102,7 @@ def forward_log_probs(
     return state_log_probs(config, inputs, backward=False)
 
 
-@over_explicit_axes_to(frames_first)
+@over_explicit_axes_to(batch_second)
 def backward_log_probs(
     logits: Float[ArrayLike, "*B T K"],
     logit_paddings: Shaped[ArrayLike, "*B T"] | None,

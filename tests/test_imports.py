@@ -295,6 +295,7 @@ MAY_IMPORT = {
     "adapters.frame_objectives": {"_core.checks", "_core.explicit_axes", "frame_losses"},
     "adapters.keras": {
         "_core.checks",
+        "_core.explicit_axes",
         "_core.normalizer",
         "decoding.beam_search",
         "decoding.greedy",
@@ -341,7 +342,7 @@ MAY_IMPORT = {
     },
     "adapters.returnn": {"_core.checks", "frame_losses", "loss", "metrics.error_rates", "padding"},
     "adapters.theano": {"_core.checks", "loss", "padding"},
-    "adapters.torchaudio": {"_core.checks", "alignment", "padding"},
+    "adapters.torchaudio": {"_core.checks", "_core.explicit_axes", "alignment", "padding"},
     "adapters.torch": {"_core.checks", "_core.foreign", "loss", "padding"},
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}

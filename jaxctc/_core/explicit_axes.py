@@ -20,6 +20,7 @@ Arguments = ParamSpec("Arguments")
 Results = TypeVar("Results")
 AXES_OF_AN_EXAMPLE = {
     "logits": 2,
+    "log_probs": 2,
     "hidden": 2,
     "logit_paddings": 1,
     "labels": 1,  # or 2, with alternatives: then they are not the first of these
@@ -79,8 +80,8 @@ def over_explicit_axes_to(
     return decorate
 
 
-def frames_first(batch: PartitionSpec) -> PartitionSpec:
-    """Of results that begin with the frames, and then have the batch axes."""
+def batch_second(batch: PartitionSpec) -> PartitionSpec:
+    """Of results with one axis before those of the batch."""
     return PartitionSpec(None, *batch)
 
 

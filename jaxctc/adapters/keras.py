@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc import loss
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import batch_second, over_explicit_axes_to
 from jaxctc._core.normalizer import largest_or_nan, mask_padding
 from jaxctc.decoding.beam_search import prefix_beam_search
 from jaxctc.decoding.greedy import greedy_decode
@@ -124,10 +125,7 @@ def ctc_decode(
     if checks.count(function, "top_paths", top_paths, 1) > 1 and strategy == "greedy":
         checks.fail(function, "top_paths", 'be 1 for strategy="greedy"', top_paths)
     if strategy == "greedy":
-        best = greedy_decode(logits, paddings, blank_id=blank, label_loop=merge_repeated)
-        largest = largest_or_nan(mask_padding(logits, ~paddings))
-        return best.labels[None], -jnp.sum(largest, axis=-1, keepdims=True)
-
+        return _best_paths(logits, paddings, blank, merge_repeated)
     if not merge_repeated:
         checks.fail(function, "merge_repeated", 'be True for strategy="beam_search"', False)
     if top_paths > checks.count(function, "beam_width", beam_width, 1):
@@ -136,6 +134,15 @@ def ctc_decode(
         logits, paddings, blank_id=blank, beam_width=beam_width, num_hypotheses=top_paths
     )
     return jnp.moveaxis(best.labels, 1, 0), best.scores
+
+
+@over_explicit_axes_to(lambda batch: (batch_second(batch), batch))
+def _best_paths(
+    logits: Float[Array, "B T K"], logit_paddings: Bool[Array, "B T"], blank: int, merge: bool
+) -> tuple[Int[Array, "1 B T"], Float[Array, "B 1"]]:
+    best = greedy_decode(logits, logit_paddings, blank_id=blank, label_loop=merge)
+    largest = largest_or_nan(mask_padding(logits, ~logit_paddings))
+    return best.labels[None], -jnp.sum(largest, axis=-1, keepdims=True)
 
 
 def _logits(function: str, argument: str, logits: ArrayLike) -> Float[Array, "B T K"]:

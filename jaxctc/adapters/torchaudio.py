@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 
 from jaxctc import alignment
 from jaxctc._core import checks
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc.padding import lengths_to_paddings, required_frames
 
 
+@over_explicit_axes
 def forced_align(
     log_probs: Float[ArrayLike, "B T C"],
     targets: Int[ArrayLike, "B L"],
