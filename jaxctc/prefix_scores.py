@@ -185,6 +185,7 @@ def prefix_scores(
       See `prefix_scores_init`.
     """
     function = "prefix_scores"
+    checks.not_explicit(function, state=state.last)
     ids = None
     if tokens is not None:
         ids = checks.class_ids(function, "tokens", tokens)
@@ -228,6 +229,7 @@ def prefix_scores_select(
       See `prefix_scores_init`.
     """
     function = "prefix_scores_select"
+    checks.not_explicit(function, state=state.last)
     ids = checks.class_ids(function, "tokens", tokens)
     *batch, width = state.last.shape
     if ids.shape[:-1] != tuple(batch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from devices import assert_equal, batch, exchanged, mean_and_gradient, mesh, step
 from jax import P
@@ -14,12 +15,21 @@ from jax.sharding import AxisType, NamedSharding
 
 import jaxctc
 from jaxctc import ctc_loss
-from jaxctc.adapters import frame_objectives, keras, optax, torchaudio
+from jaxctc.adapters import frame_objectives, keras, optax, torch, torchaudio
 
 
 def against_their_reverse(logits, logit_paddings, labels, label_paddings):
     del logits, logit_paddings
     return labels, label_paddings, jnp.flip(labels, -1), None
+
+
+def of_targets_in_a_row(logits, logit_paddings, labels, label_paddings):
+    """Three targets of each example, whatever they say here."""
+    del labels, label_paddings
+    frames = jaxctc.paddings_to_lengths(logit_paddings)
+    three = jnp.minimum(frames, 3)
+    targets = jnp.array([1, 2, 3] * 8)
+    return torch.ctc_loss(jnp.moveaxis(logits, 1, 0), targets, frames, three, reduction="none")
 
 
 LIKE_THE_EXAMPLES = {
@@ -86,6 +96,12 @@ LIKE_THE_EXAMPLES = {
     "cross_entropy along another axis": lambda logits, _, labels, __: jaxctc.cross_entropy(
         jnp.moveaxis(logits, -1, 1), jnp.tile(labels, 2), axis=1
     ),
+    "cross_entropy along the first axis": lambda logits, _, labels, __: jaxctc.cross_entropy(
+        jnp.moveaxis(logits, -1, 0), jnp.tile(labels, 2), axis=0
+    ),
+    "cross_entropy of targets that are spread alone": lambda _, __, labels, ___: (
+        jaxctc.cross_entropy(jnp.ones((8, 6, 5)), labels)
+    ),
     "binary_cross_entropy": lambda logits, *_: jaxctc.binary_cross_entropy(logits, logits > 0),
     "multiclass_hinge_loss": lambda logits, _, labels, __: frame_objectives.multiclass_hinge_loss(
         logits, jnp.tile(labels, 2)
@@ -114,6 +130,18 @@ BEAMS = {
     "mwer_loss": jaxctc.mwer_loss,
 }
 """XLA would let the devices exchange candidates at every frame."""
+STEPS: dict[str, Any] = {
+    "prefix_scores": (jaxctc.prefix_scores_init, jaxctc.prefix_scores),
+    "prefix_scores_select": (
+        jaxctc.prefix_scores_init,
+        lambda state: jaxctc.prefix_scores_select(state, jnp.ones((8, 1), int)),
+    ),
+    "beam_step": (
+        lambda *_: jaxctc.beam_init(3, batch=(8,), beam_width=4),
+        lambda state: jaxctc.beam_step(state, jnp.zeros((8, 2, 5)), None),
+    ),
+}
+"""How each begins, and goes on."""
 
 
 def there(function, arguments):
@@ -141,6 +169,14 @@ class TestExplicitAxes:
             assert spec[0] == "batch"
             assert not any(spec[1:])
         assert_equal(found, jax.jit(function)(*arguments))
+
+    def test_targets_in_a_row_exchange_their_lengths(self, rng):
+        """For where each example begins, the others have to be known."""
+        arguments = batch(rng, 5)
+        found, exchange = there(of_targets_in_a_row, arguments)
+        assert exchange == [("all-gather", (8,))]
+        assert sharding_of(found) == [("batch",)]
+        assert_equal(found, jax.jit(of_targets_in_a_row)(*arguments))
 
     @pytest.mark.parametrize("name", BATCH_SECOND)
     def test_so_do_results_with_an_axis_before_the_batch(self, name, rng):
@@ -194,6 +230,30 @@ class TestExplicitAxes:
         search = BEAMS["prefix_beam_search"]
         found, _ = there(jax.sharding.auto_axes(search, out_sharding=P("batch")), arguments)
         assert_equal(found, jax.jit(search)(*arguments))
+
+    @pytest.mark.parametrize("name", STEPS)
+    def test_a_state_is_refused(self, name, rng):
+        begin, step = STEPS[name]
+        over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
+        state = jax.device_put(begin(*batch(rng, 5)[:2]), over_examples)
+        with pytest.raises(ValueError, match=rf"^{name}: state must not be spread over explicit"):
+            step(state)
+
+    @pytest.mark.parametrize("where", [np.asarray, jnp.asarray])
+    def test_words_of_labels_that_were_changed_on_the_host(self, where, rng):
+        frames = batch(rng, 5)[:2]
+        expected = jaxctc.greedy_decode(*frames)
+        over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
+        found = jaxctc.greedy_decode(*jax.device_put(frames, over_examples))
+        found = found._replace(labels=where(np.asarray(found.labels)))
+        found, expected = (jaxctc.word_spans(each, separator=1) for each in (found, expected))
+        assert_equal(found, expected)
+
+    def test_errors_can_be_printed(self, rng):
+        arguments = against_their_reverse(*batch(rng, 5))
+        over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
+        there = jax.device_put(arguments, over_examples)
+        assert jaxctc.format_errors(*there) == jaxctc.format_errors(*arguments)
 
     def test_a_batch_can_be_validated_there(self, rng):
         arguments = batch(rng, 5)

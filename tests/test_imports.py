@@ -343,7 +343,13 @@ MAY_IMPORT = {
     "adapters.returnn": {"_core.checks", "frame_losses", "loss", "metrics.error_rates", "padding"},
     "adapters.theano": {"_core.checks", "loss", "padding"},
     "adapters.torchaudio": {"_core.checks", "_core.explicit_axes", "alignment", "padding"},
-    "adapters.torch": {"_core.checks", "_core.foreign", "loss", "padding"},
+    "adapters.torch": {
+        "_core.checks",
+        "_core.explicit_axes",
+        "_core.foreign",
+        "loss",
+        "padding",
+    },
 }
 USE_OPTAX = {"adapters.frame_objectives", "frame_losses"}
 UNSTABLE = {

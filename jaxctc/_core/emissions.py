@@ -452,9 +452,9 @@ def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "
 
 
 def _classes_innermost(logits: Float[Array, "*B T K"]) -> Float[Array, "*B T K"]:
-    """The same numbers, on a TPU after they have stood in one row.
+    """The same numbers, for a TPU flattened behind a barrier, so that XLA keeps their order.
 
-    XLA would lay out all that is computed from them for priors and wildcards with the examples
+    It would lay out all that is computed from them for priors and wildcards with the examples
     innermost: 32 examples in 128 lanes are four times the memory, and the time.
     """
     if logits.shape[-1] < LANES:

@@ -1,16 +1,18 @@
 """Functions of examples, for arrays that are spread over explicit axes of a mesh.
 
-There JAX wants the sharding of every step to be given, and of a recursion over frames it could
-hardly be. So the axes are automatic within a function, and what comes out is sharded again: as the
-examples are, which know nothing of each other.
+There JAX wants to be told the sharding of every step, which a recursion over frames could hardly
+do. So the axes are automatic inside a function, and its results are sharded again as the examples
+are.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -27,8 +29,9 @@ AXES_OF_AN_EXAMPLE = {
     "label_paddings": 1,
     "frame_labels": 1,
     "alignment": 1,
-    "estimated": 0,  # with classes along `axis`: those before it
+    "estimated": 0,  # but for the axis of the classes, where there is one: `axis`
     "target": 0,
+    "counts": 0,
     "hyp": 1,
     "hyp_paddings": 1,
     "ref": 1,
@@ -63,10 +66,11 @@ def over_explicit_axes_to(
             if not any(map(_on_explicit_axes, (*arguments, *options.values()))):
                 return function(*arguments, **options)
             given = signature.bind(*arguments, **options).arguments
-            arrays = {name: value for name, value in given.items() if _arrays(value)}
+            arrays = {name: _as_arrays(value) for name, value in given.items() if _arrays(value)}
             others = {name: value for name, value in given.items() if name not in arrays}
-            batch_axes = _batch_axes(first, signature.parameters, given)
-            mesh, batch = _place_of_examples(batch_axes, arrays)
+            rank = _rank(given[first])
+            axis = _axis(given.get("axis", -1), rank) if "axis" in signature.parameters else None
+            mesh, batch = _place_of_examples(rank, AXES_OF_AN_EXAMPLE[first], axis, arrays)
             by_name: Callable[..., Results] = function
             automatic: Any = jax.sharding.auto_axes(
                 lambda arrays: by_name(**arrays, **others),
@@ -92,10 +96,14 @@ def everywhere(batch: PartitionSpec) -> PartitionSpec:
 
 
 def _arrays(value: object) -> list[Array]:
-    """An array, or those of a named tuple of arrays and None; nothing of anything else."""
-    leaves = [leaf for leaf in value if leaf is not None] if isinstance(value, tuple) else [value]
-    arrays = [leaf for leaf in leaves if isinstance(leaf, Array)]
-    return arrays if len(arrays) == len(leaves) else []
+    """An array, or those in a named tuple; none in anything else."""
+    leaves = value if isinstance(value, tuple) else (value,)
+    return [leaf for leaf in leaves if isinstance(leaf, Array)]
+
+
+def _as_arrays(value: Any) -> Any:
+    """With the arrays of NumPy in a named tuple, too."""
+    return jax.tree.map(jnp.asarray, value) if isinstance(value, tuple) else value
 
 
 def _on_explicit_axes(value: object) -> bool:
@@ -105,30 +113,50 @@ def _on_explicit_axes(value: object) -> bool:
     return isinstance(value, tuple) and any(map(_on_explicit_axes, _arrays(value)))
 
 
-def _batch_axes(name: str, parameters: Mapping[str, Any], given: Mapping[str, Any]) -> int:
-    """How many axes of an argument come first; of one with classes along `axis`, those before."""
-    rank = np.ndim((_arrays(given[name]) or [given[name]])[0])
-    if "axis" in parameters:
-        axis = given.get("axis", parameters["axis"].default)
-        return axis % rank if rank and isinstance(axis, int) else 0  # or `function` refuses it
-    return rank - AXES_OF_AN_EXAMPLE[name]
+def _rank(value: Any) -> int:
+    """Of an array, or of the first one of a named tuple; 0 of what is none, which is refused."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    try:
+        return np.ndim(first)
+    except ValueError:
+        return 0
 
 
-def _place_of_examples(batch_axes: int, arrays: dict[str, Any]) -> tuple[Any, PartitionSpec]:
-    """The mesh, and how it shards the batch: as in the first argument where it is sharded."""
+def _axis(axis: Any, rank: int) -> int | None:
+    """Where the classes are, counted from the first axis; None for what is refused."""
+    try:
+        return range(rank)[operator.index(axis)]
+    except (IndexError, TypeError):
+        return None
+
+
+def _place_of_examples(
+    rank: int, others: int, axis: int | None, arrays: dict[str, Any]
+) -> tuple[Any, PartitionSpec]:
+    """The mesh, and how it shards the batch: as the first argument that has it sharded.
+
+    Of the `rank` axes of the first argument all are the batch's but `others` at their end, and that
+    of the classes.
+    """
+
+    def batch_of(array: Array) -> tuple[Any, ...]:
+        spec = tuple(jax.typeof(array).sharding.spec)
+        spec += (None,) * (array.ndim - len(spec))
+        if axis is not None and array.ndim == rank:
+            spec = spec[:axis] + spec[axis + 1 :]
+        return spec[: rank - others]
+
     on_mesh = {
-        name: _arrays(value)[0] for name, value in arrays.items() if _on_explicit_axes(value)
+        name: next(filter(_on_explicit_axes, _arrays(value)))
+        for name, value in arrays.items()
+        if _on_explicit_axes(value)
     }
-    specs = [
-        jax.typeof(array).sharding.spec[:batch_axes]
-        for name, array in on_mesh.items()
-        if name in AXES_OF_AN_EXAMPLE
-    ]
-    spec = next((spec for spec in specs if any(spec)), ())
+    found = [batch_of(array) for name, array in on_mesh.items() if name in AXES_OF_AN_EXAMPLE]
+    spec = next(filter(any, found), ())
     return _mesh_of(next(iter(on_mesh.values()))), PartitionSpec(*spec)
 
 
 def _mesh_of(array: Array) -> Any:
-    """With its devices where they are known: a result that no argument has a say in goes there."""
+    """Of an eager call with its devices: a result that depends on no argument has to go there."""
     known: Any = jax.typeof(array) if isinstance(array, Tracer) else array
     return known.sharding.mesh

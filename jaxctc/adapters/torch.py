@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxctc import loss
 from jaxctc._core import checks, foreign
+from jaxctc._core.explicit_axes import over_explicit_axes
 from jaxctc.padding import lengths_to_paddings, paddings_to_lengths
 
 
@@ -186,6 +187,7 @@ def _labels(
     return ids, lengths_to_paddings(counts, ids.shape[-1])
 
 
+@over_explicit_axes
 def _split(
     function: str, ids: Int[Array, "M"], counts: Int[Array, "N"], known: np.ndarray | None
 ) -> Int[Array, "N S"]:

@@ -253,6 +253,7 @@ def beam_step(
     options = blank_id, logits_normalized, top_k, min_log_prob, blank_threshold, beam_threshold
     width, longest = state.labels.shape[-2:]
     pruning = pruning_of("beam_step", scores, fusion, width, longest, *options)
+    checks.not_explicit("beam_step", state=state.labels)
     is_frame = _frames_in_use("beam_step", scores, logit_paddings)
     return _advance(state, scores, is_frame, fusion, pruning)
 

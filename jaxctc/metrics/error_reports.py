@@ -3,10 +3,12 @@
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Int, Shaped
 
@@ -63,6 +65,7 @@ def format_errors(
     most = checks.count("format_errors", "most", most)
     width = checks.count("format_errors", "width", width, least=20)
     options = error_rates.Units(separator, class_map, ignored_ids)
+    hyp, hyp_paddings, ref, ref_paddings = map(_there, (hyp, hyp_paddings, ref, ref_paddings))
     sides = error_rates.units("format_errors", hyp, hyp_paddings, ref, ref_paddings, options)
     by_words = separator is not None
     found = levenshtein.distance_and_partners(*sides, by_words=by_words)
@@ -78,6 +81,12 @@ def format_errors(
             title += _summary(columns, "token" if separator is None else "word")
             paragraphs.append("\n".join([title, *_lines(columns, width)]))
     return "\n\n".join(paragraphs)
+
+
+def _there(values: Any) -> Any:
+    """On the host already, wherever they were spread; traced ones are refused later."""
+    is_known = isinstance(values, Array) and not isinstance(values, Tracer)
+    return jax.device_get(values) if is_known else values
 
 
 class _Unit(NamedTuple):

@@ -127,8 +127,9 @@ class Chunk(NamedTuple):
     read in every frame, which costs a TPU as much as an addition of all states."""
     label: Number
     either: Number | None = None
-    """[…, 1], of blanks beside which a wildcard stands. Not one table of all blanks: XLA:TPU would
-    lay out its states as it lays out single numbers for each example, which takes twice as long."""
+    """[…, 1], of blanks beside which a wildcard stands; without the mark of padded frames. Not one
+    table of all blanks: XLA:TPU would lay out states as it lays out what is one number for each
+    example and frame, which takes twice as long."""
     in_gap: Bool[Array, "2 B 1 N+1"] | None = None
     """Which blanks these are."""
 
