@@ -124,12 +124,12 @@ EVERYWHERE = {
     "wer": lambda *given: jaxctc.wer(*against_their_reverse(*given), separator=1),
 }
 """By where the results are."""
-BEAMS = {
+REFUSED = {
     "prefix_beam_search": lambda *given: jaxctc.prefix_beam_search(*given[:2]),
     "prefix_scores_init": lambda *given: jaxctc.prefix_scores_init(*given[:2]),
     "mwer_loss": jaxctc.mwer_loss,
 }
-"""XLA would let the devices exchange candidates at every frame."""
+"""Of a beam, XLA would let the devices exchange candidates at every frame."""
 STEPS: dict[str, Any] = {
     "prefix_scores": (jaxctc.prefix_scores_init, jaxctc.prefix_scores),
     "prefix_scores_select": (
@@ -154,7 +154,7 @@ def there(function, arguments):
 
 
 def sharding_of(results):
-    """Along which axes of the mesh, axis by axis, of each result."""
+    """How each result is sharded, axis by axis."""
     return [tuple(jax.typeof(result).sharding.spec) for result in jax.tree.leaves(results)]
 
 
@@ -208,16 +208,17 @@ class TestExplicitAxes:
         assert_equal(found, jax.jit(function)(*arguments))
 
     @pytest.mark.parametrize("jit", [True, False])
-    @pytest.mark.parametrize("place", [0, 1])
-    @pytest.mark.parametrize("name", BEAMS)
-    def test_a_beam_is_refused(self, name, place, jit, rng):
+    @pytest.mark.parametrize(
+        ("place", "argument", "kind"),
+        [(0, "logits", "float32[8@batch,12,5]"), (1, "logit_paddings", "bool[8@batch,12]")],
+    )
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_what_is_refused_says_what_to_do(self, name, place, argument, kind, jit, rng):
         over_examples = NamedSharding(mesh(AxisType.Explicit, batch=8), P("batch"))
         arguments = [*batch(rng, 5)]
         arguments[place] = jax.device_put(arguments[place], over_examples)
         with pytest.raises(ValueError, match=r": .* must ") as error:
-            (jax.jit(BEAMS[name]) if jit else BEAMS[name])(*arguments)
-        argument = ("logits: float32[8@batch,12,5]", "logit_paddings: bool[8@batch,12]")[place]
-        argument, kind = argument.split(": ")
+            (jax.jit(REFUSED[name]) if jit else REFUSED[name])(*arguments)
         assert str(error.value) == (
             f"{name}: {argument} must not be spread over explicit axes of a mesh; got {kind}. "
             f"Within jax.set_mesh, wrap {name} in jax.sharding.auto_axes(…, "
@@ -227,7 +228,7 @@ class TestExplicitAxes:
     def test_auto_axes_make_them_automatic(self, rng):
         """What the message advises: the same numbers."""
         arguments = batch(rng, 5)
-        search = BEAMS["prefix_beam_search"]
+        search = REFUSED["prefix_beam_search"]
         found, _ = there(jax.sharding.auto_axes(search, out_sharding=P("batch")), arguments)
         assert_equal(found, jax.jit(search)(*arguments))
 

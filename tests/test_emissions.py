@@ -6,6 +6,7 @@ from oracles import assert_close
 
 import jaxctc
 from jaxctc._core import normalizer as normalizers
+from jaxctc._core.classes import classes_innermost
 from jaxctc._core.normalizer import normalizer
 
 ctc_loss = jax.jit(jaxctc.ctc_loss, static_argnames="wildcard_id")
@@ -113,3 +114,22 @@ def test_narrow_logits_with_options(dtype, rng):
     wide = ctc_loss(logits.astype(jnp.float32), *arguments, **options)
     assert loss.dtype == jnp.float32
     assert_close(loss, np.asarray(wide))
+
+
+@pytest.mark.parametrize("classes", [127, 128])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("frames", [0, 4])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_scores_are_the_same_with_classes_innermost(dtype, frames, shape, classes, pretend, rng):
+    """On a TPU, and mapped over, too; infinities and NaN stay where they are."""
+    scores = rng.normal(size=(*shape, frames, classes))
+    scores[..., :1, :2] = -np.inf, np.nan
+    scores = jnp.asarray(scores, dtype)
+    pretend("tpu")
+    mapped = jax.vmap(classes_innermost, in_axes=-1, out_axes=-1)(scores[..., None])
+    for found in (classes_innermost(scores), mapped[..., 0]):
+        assert found.dtype == dtype
+        # NumPy does not tell that one NaN of bfloat16 is as another.
+        np.testing.assert_array_equal(found.astype(jnp.float32), scores.astype(jnp.float32))
+    gradient = jax.grad(lambda scores: jnp.sum(classes_innermost(scores) * 2))(scores)
+    np.testing.assert_array_equal(gradient, jnp.full_like(scores, 2))

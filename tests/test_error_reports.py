@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,3 +105,9 @@ def test_marks_are_what_is_counted(rng):
 def test_errors_say_what_to_do(options, message):
     with pytest.raises(ValueError, match=message):
         format_errors(ids("a"), None, ids("b"), None, **options)
+
+
+def test_traced_ids_are_refused():
+    ids = np.zeros((1, 2), np.int32)
+    with pytest.raises(ValueError, match=r"^format_errors: ref must .*call it outside of jit"):
+        jax.jit(lambda ref: format_errors(ids, None, ref, None))(ids)

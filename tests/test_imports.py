@@ -47,7 +47,12 @@ MAY_IMPORT = {
     "_core.kernels.mirrored": KERNELS_MAY_IMPORT | {"_core.kernels.chunk_tables"},
     "_core.kernels.xla_blocked": KERNELS_MAY_IMPORT
     | {"_core.kernels.chunk_tables", "_core.kernels.mirrored"},
-    "_core.kernels.tpu_layout": {"_core.problem", "_core.recursion", "_core.semirings"},
+    "_core.kernels.tpu_layout": {
+        "_core.classes",
+        "_core.problem",
+        "_core.recursion",
+        "_core.semirings",
+    },
     "_core.kernels.pallas_batch": {"_core.problem"},
     "_core.kernels.pallas_tpu": KERNELS_MAY_IMPORT
     | {"_core.kernels.pallas_batch", "_core.kernels.tpu_layout"},

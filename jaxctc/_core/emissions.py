@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxctc._core import checks
-from jaxctc._core.classes import read_columns
+from jaxctc._core.classes import classes_innermost, read_columns
 from jaxctc._core.kernels import PUBLIC_NAMES, refusal
 from jaxctc._core.lean import broadcast, select
 from jaxctc._core.normalizer import (
@@ -29,9 +29,6 @@ from jaxctc._core.problem import Alternatives, Bias, Problem, Wildcards
 from jaxctc._core.ragged import count_along, is_beyond, is_emittable, is_repeat, pack_left
 from jaxctc._core.semirings import LOG
 from jaxctc._core.sharding import local_ids, number_of_classes, sum_over, varying_like
-
-LANES = 128
-"""Numbers that a TPU computes at once along the minor-most axis."""
 
 
 class Config(NamedTuple):
@@ -444,26 +441,11 @@ def _packed_index(lattice: Lattice) -> Int[Array, "*B N"]:
 @functools.partial(jax.jit, static_argnums=1)
 def _log_probs(logits: Float[Array, "*B T K"], config: Config) -> Float[Array, "*B T K"]:
     if config.wildcard is not None:
-        logits = _classes_innermost(logits)
+        logits = classes_innermost(logits)
     if config.logits_normalized:
         return at_least_float32(logits)
     largest, log_sum = normalizer(logits, config.blank, config.vocab_axis)
     return (at_least_float32(logits) - largest[..., None]) - log_sum[..., None]
-
-
-def _classes_innermost(logits: Float[Array, "*B T K"]) -> Float[Array, "*B T K"]:
-    """The same numbers, for a TPU flattened behind a barrier, so that XLA keeps their order.
-
-    It would lay out all that is computed from them for priors and wildcards with the examples
-    innermost: 32 examples in 128 lanes are four times the memory, and the time.
-    """
-    if logits.shape[-1] < LANES:
-        return logits
-
-    def in_one_row(logits: Array) -> Array:
-        return lax.optimization_barrier(logits.ravel()).reshape(logits.shape)
-
-    return lax.platform_dependent(logits, tpu=in_one_row, default=lambda logits: logits)
 
 
 def _scaled(priors: Float[Array, "*B 1 K"], scale: Float[Array, ""]) -> Float[Array, "*B 1 K"]:

@@ -3,12 +3,12 @@
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Int, Shaped
 
@@ -65,7 +65,8 @@ def format_errors(
     most = checks.count("format_errors", "most", most)
     width = checks.count("format_errors", "width", width, least=20)
     options = error_rates.Units(separator, class_map, ignored_ids)
-    hyp, hyp_paddings, ref, ref_paddings = map(_there, (hyp, hyp_paddings, ref, ref_paddings))
+    given = {"hyp": hyp, "hyp_paddings": hyp_paddings, "ref": ref, "ref_paddings": ref_paddings}
+    hyp, hyp_paddings, ref, ref_paddings = starmap(_on_the_host, given.items())
     sides = error_rates.units("format_errors", hyp, hyp_paddings, ref, ref_paddings, options)
     by_words = separator is not None
     found = levenshtein.distance_and_partners(*sides, by_words=by_words)
@@ -83,10 +84,11 @@ def format_errors(
     return "\n\n".join(paragraphs)
 
 
-def _there(values: Any) -> Any:
-    """On the host already, wherever they were spread; traced ones are refused later."""
-    is_known = isinstance(values, Array) and not isinstance(values, Tracer)
-    return jax.device_get(values) if is_known else values
+def _on_the_host(argument: str, values: Any) -> Any:
+    """What devices have, brought here; all else as it is."""
+    if not isinstance(values, Array):
+        return values
+    return checks.host_array("format_errors", argument, values, "be an array")
 
 
 class _Unit(NamedTuple):

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxctc._core.classes import LANES
 from jaxctc._core.problem import Problem
 from jaxctc._core.recursion import Alpha, transitions
 from jaxctc._core.semirings import SMALLEST, WIDE, ZERO, Wide
 
-LANES, SUBLANES = 128, 8
+SUBLANES = 8
 IN_COMMON = 3
 """Lanes at the end of a row that hold no label."""
 MEMORY = 12 << 20
